@@ -1,0 +1,1 @@
+"""minillm distils large language models into small ones and teaches them mathematics."""
