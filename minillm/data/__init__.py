@@ -1,0 +1,1 @@
+"""From text to packed rows and batches: tokenizer, corpus, packing, rows, loader."""
