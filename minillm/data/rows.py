@@ -140,7 +140,8 @@ def write_rows(
             wanted="room for at least one document",
             fix="raise it, or give more documents",
         )
-    manifest = dataclasses.replace(manifest, complete=True, counts=counts.summary(row_length))
+    summary = {**counts.summary(row_length), "vocab_size": tokenizer.vocab_size}
+    manifest = dataclasses.replace(manifest, complete=True, counts=summary)
     write_manifest(directory, manifest)
     return manifest
 

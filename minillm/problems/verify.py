@@ -4,6 +4,7 @@ Every step is checked as a relation, and the answer by substitution, differentia
 own matrix and complex arithmetic.
 """
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -76,7 +77,7 @@ def _step_holds(step: Claim) -> bool:
     algebra = algebra_for(step.text, *step.where)
     reader = reading.Reader(algebra, reading.bind(algebra, step.where))
     sides, relations = reader.chain(step.text)
-    differences = [algebra.difference(a, b) for a, b in zip(sides, sides[1:], strict=False)]
+    differences = [algebra.difference(a, b) for a, b in itertools.pairwise(sides)]
     return bool(relations) and all(
         d == 0 if relation == "=" else _is_negative(d)
         for d, relation in zip(differences, relations, strict=True)

@@ -1,0 +1,111 @@
+"""How every launch script starts and ends."""
+
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from absl import app, flags, logging
+from ml_collections import config_dict
+from ml_collections.config_flags import config_flags
+
+from minillm.core import configs
+from minillm.core.errors import UserError
+
+T = TypeVar("T")
+
+EXIT_USER_ERROR = 2
+_CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def define_config(name: str) -> None:
+    """Define `--config`, a file of `configs/` by default, and `--config.a.b=value` with it."""
+    config_flags.DEFINE_config_file("config", default=str(_CONFIGS / f"{name}.py"))
+
+
+def read_config(cls: type[T], **flag_values: Any) -> T:
+    """The strict dataclass behind `--config`.
+
+    Args:
+        flag_values: what other flags say, by dotted key (`"loop.steps"` as `loop__steps`); None
+            leaves the configuration's value.
+    """
+    values = config_dict.ConfigDict(flags.FLAGS.config)
+    for key, value in flag_values.items():
+        if value is not None:
+            values.update_from_flattened_dict({key.replace("__", "."): value})
+    return configs.build(cls, values.to_dict())
+
+
+def read_scaled_config(cls: type[T], **flag_values: Any) -> T:
+    """As `read_config`, where `--config.scale=NAME` chooses the preset that the rest changes.
+
+    The configuration file's `get_config` takes the name of the scale.
+    """
+    flag = flags.FLAGS["config"]
+    file = config_flags.get_config_filename(flag).partition(":")[0]
+    preset = runpy.run_path(file)["get_config"](flags.FLAGS.config.scale)
+    preset.update_from_flattened_dict(config_flags.get_override_values(flag))
+    flag.value = preset
+    return read_config(cls, **flag_values)
+
+
+def as_config_dict(settings: Any) -> config_dict.ConfigDict:
+    """A dataclass as what a configuration file returns: every field can be set at the flag."""
+    return config_dict.ConfigDict(_with_tuples(configs.to_dict(settings)))
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_tuples(entry) for key, entry in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Parse flags, call `main`, and exit with its code.
+
+    Flag names may be written with dashes or underscores. A UserError is printed on one line and
+    ends the script with exit code 2; any other exception keeps its traceback.
+    """
+    # absl's own handler prefixes lines for log files; people read these.
+    logging.use_absl_handler()
+    app.run(lambda argv: _guarded(main, argv), argv=_underscored(sys.argv), flags_parser=_parse)
+
+
+def _guarded(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    try:
+        if len(argv) > 1:
+            raise UserError(
+                field="command line",
+                got=" ".join(argv[1:]),
+                wanted="flags only",
+                fix=f"see {argv[0]} --help",
+            )
+        return main(argv) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return list(flags.FLAGS(argv))
+    except (flags.Error, KeyError, AttributeError, UserError) as error:
+        # KeyError and AttributeError: what config_flags raises for an unknown --config.key.
+        print(f"error: {str(error).strip(chr(39) + chr(34))}", file=sys.stderr)
+        print(f"see {argv[0]} --help", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def _underscored(argv: list[str]) -> list[str]:
+    """`--batch-size=8` as `--batch_size=8`; values and single dashes are left alone."""
+    changed = argv[:1]
+    for position, word in enumerate(argv[1:], start=1):
+        if word == "--":
+            return changed + argv[position:]
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        changed.append(name + equals + value)
+    return changed

@@ -1,0 +1,73 @@
+"""The math fine-tune: a trained model and problems in, a model that solves them out."""
+
+import dataclasses
+
+from etils import epath
+
+from minillm.core.manifest import Manifest, fingerprint_of
+from minillm.data.corpus import Example, read_problem_records
+from minillm.data.tokenizer import BPETokenizer
+from minillm.stages import preparation
+from minillm.stages.corpus import CorpusConfig, examples, make_corpus, read_split
+from minillm.stages.preparation import RowsConfig
+from minillm.stages.training import (
+    TOKENIZER,
+    RunConfig,
+    model_config_of,
+    run_training,
+    with_epochs,
+)
+from minillm.train.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """A fine-tune of a small student on a CPU.
+
+    Attributes:
+        corpus: what to generate where no file of problems is given.
+        epochs: passes over the problems; None leaves `run.loop.steps` to decide.
+    """
+
+    corpus: CorpusConfig = CorpusConfig()
+    rows: RowsConfig = RowsConfig()
+    run: RunConfig = RunConfig(optimizer=OptimizerConfig(learning_rate=3e-4))
+    epochs: float | None = 3.0
+
+
+def finetune(
+    output_dir: epath.PathLike,
+    config: FinetuneConfig,
+    *,
+    model_path: epath.PathLike,
+    problems_path: str | None,
+) -> Manifest:
+    """Fine-tune on solutions only; the new model folder is `output_dir/model`.
+
+    Args:
+        problems_path: the user's .json or .jsonl files, separated by commas; None generates.
+    """
+    root = epath.Path(output_dir)
+    model = model_config_of(model_path)
+    tokenizer_path = epath.Path(model_path) / TOKENIZER
+    asked = _examples(root, config, problems_path)
+    rows = root / "rows"
+    inputs = {"examples": fingerprint_of([[each.prompt, each.completion] for each in asked])}
+    preparation.make_rows(rows, config.rows, asked, BPETokenizer.load(tokenizer_path), inputs)
+    return run_training(
+        root / "model",
+        model,
+        with_epochs(config.run, config.epochs, rows),
+        rows=rows,
+        tokenizer=tokenizer_path,
+        init_from=model_path,
+        description="fine-tune",
+    )
+
+
+def _examples(root: epath.Path, config: FinetuneConfig, problems_path: str | None) -> list[Example]:
+    if problems_path is not None:
+        return [record.example() for record in read_problem_records(problems_path)]
+    make_corpus(root / "corpus", config.corpus)
+    train = read_split(root / "corpus", "train")
+    return examples([record for record in train if "problem" in record])

@@ -1,0 +1,119 @@
+"""The precompute stage: a teacher and rows in, a store of its targets out."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from etils import epath
+
+from minillm.core import axes
+from minillm.core.errors import UserError
+from minillm.core.manifest import MANIFEST_NAME, Manifest, fingerprint_of
+from minillm.core.sharding import MeshConfig, check_divides, make_mesh, shard_batch
+from minillm.data.corpus import read_examples
+from minillm.data.rows import RowsReader
+from minillm.data.tokenizer import BPETokenizer
+from minillm.stages.preparation import TOKENIZER, RowsConfig, make_rows
+from minillm.store import TeacherTargets, top_candidates, write_store
+from minillm.teachers import MOCK, load_teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecomputeConfig:
+    """How to run a teacher over rows.
+
+    Attributes:
+        candidates: tokens kept a position, the likeliest; the rest of the mass is the tail.
+        batch_size: rows at a time.
+        rows_per_shard: rows a file; what a kill can cost at most.
+        rows: how files are packed, where no packed rows are given.
+        seed: of the weights, for the teacher `mock`.
+    """
+
+    candidates: int = 16
+    batch_size: int = 32
+    rows_per_shard: int = 512
+    mesh: MeshConfig = MeshConfig()
+    rows: RowsConfig = RowsConfig()
+    seed: int = 0
+
+
+def rows_for(
+    data: str,
+    config: PrecomputeConfig,
+    *,
+    teacher: str,
+    tokenizer_path: str | None,
+    packed: epath.PathLike,
+) -> tuple[epath.PathLike, epath.PathLike]:
+    """The rows to run over, and their tokenizer; files are packed into `packed` first.
+
+    Args:
+        data: a folder of packed rows, or .txt, .json, .jsonl files separated by commas.
+        tokenizer_path: where the teacher brings none.
+    """
+    if tokenizer_path is None and teacher == MOCK:
+        raise UserError(
+            field="tokenizer_path",
+            got="nothing",
+            wanted="a tokenizer.model, since the teacher mock brings none",
+            fix="run launch/train_tokenizer.py and give its file",
+        )
+    tokenizer = tokenizer_path or epath.Path(teacher) / TOKENIZER
+    if (epath.Path(data) / MANIFEST_NAME).exists():
+        return data, tokenizer
+    examples = list(read_examples(data))
+    inputs = {"examples": fingerprint_of([[each.prompt, each.completion] for each in examples])}
+    make_rows(packed, config.rows, examples, BPETokenizer.load(tokenizer), inputs)
+    return packed, tokenizer
+
+
+def precompute(
+    directory: epath.PathLike,
+    config: PrecomputeConfig,
+    *,
+    teacher: str,
+    rows: epath.PathLike,
+    description: str = "teacher targets",
+) -> Manifest:
+    """Write the teacher's targets for every token of every row, or go on writing them.
+
+    Args:
+        teacher: a model folder, or "mock" for a tiny random model.
+
+    Raises:
+        UserError: the teacher's vocabulary or tokenizer is not the one the rows were made with.
+    """
+    reader = RowsReader(rows)
+    tokenizer = reader.manifest.inputs["tokenizer"]
+    mesh = make_mesh(config.mesh)
+    check_divides("batch_size", config.batch_size, mesh, axes.BATCH)
+    loaded = load_teacher(
+        teacher, vocab_size=int(reader.manifest.counts["vocab_size"]), seed=config.seed, mesh=mesh
+    )
+    own = loaded.tokenizer.fingerprint if loaded.tokenizer else tokenizer
+    candidates = min(config.candidates, loaded.config.vocab_size)
+
+    def score(batch: Mapping[str, np.ndarray]) -> TeacherTargets:
+        with jax.set_mesh(mesh):
+            on_mesh = shard_batch(dict(batch), mesh)
+            logits = loaded.logits(
+                on_mesh["tokens"],
+                segment_ids=on_mesh["segment_ids"],
+                positions=on_mesh["positions"],
+            )
+            return top_candidates(logits, candidates)
+
+    return write_store(
+        directory,
+        reader,
+        score,
+        teacher_fingerprint=loaded.fingerprint,
+        tokenizer_fingerprint=own,
+        candidates=candidates,
+        batch_size=config.batch_size,
+        rows_per_shard=config.rows_per_shard,
+        vocab_size=loaded.config.vocab_size,
+        description=description,
+    )

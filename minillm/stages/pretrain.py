@@ -1,0 +1,113 @@
+"""Next-token training from scratch on the user's own data: tokenizer, rows, model."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from etils import epath
+
+from minillm import problems
+from minillm.core.errors import UserError
+from minillm.core.manifest import Manifest, fingerprint_of
+from minillm.data.corpus import Example, builtin_text_path, problem_prompt, read_examples
+from minillm.data.tokenizer import BPETokenizer
+from minillm.model.config import ModelConfig
+from minillm.stages import preparation
+from minillm.stages.preparation import RowsConfig, TokenizerConfig
+from minillm.stages.training import RunConfig, run_training, with_epochs
+
+MOCK_PROBLEMS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """A training from scratch; the default is small enough to try on a laptop.
+
+    Attributes:
+        model: its vocabulary size becomes the tokenizer's.
+        epochs: passes over the rows; None leaves `run.loop.steps` to decide.
+    """
+
+    model: ModelConfig = ModelConfig(
+        vocab_size=512,
+        hidden_size=128,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=32,
+        intermediate_size=352,
+    )
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    rows: RowsConfig = RowsConfig()
+    run: RunConfig = RunConfig()
+    epochs: float | None = 3.0
+
+
+def head_settings(chosen: Mapping[str, Any]) -> dict[str, int]:
+    """Head size and key/value heads that go with a width or a number of heads chosen at flags.
+
+    Raises:
+        UserError: the heads do not divide the width into even parts.
+    """
+    width, heads = chosen.get("model__hidden_size"), chosen.get("model__num_heads")
+    if width is None and heads is None:
+        return {}
+    width = width or PretrainConfig().model.hidden_size
+    heads = heads or PretrainConfig().model.num_heads
+    if heads < 1 or width % (2 * heads):
+        raise UserError(
+            field="num_heads",
+            got=f"{heads} with hidden_size {width}",
+            wanted="heads of an even size that fill hidden_size",
+            fix=f"try --hidden_size {2 * max(heads, 1) * max(1, width // (2 * max(heads, 1)))}",
+        )
+    return {"model__head_dim": width // heads, "model__num_kv_heads": heads}
+
+
+def mock_examples() -> list[Example]:
+    """Data for a try without any: the text that comes with minillm and some problems."""
+    made = [problems.make(0, index) for index in range(MOCK_PROBLEMS)]
+    asked = [Example(problem_prompt(each.problem), each.solution) for each in made]
+    return [*read_examples(builtin_text_path()), *asked]
+
+
+def pretrain(
+    output_dir: epath.PathLike,
+    config: PretrainConfig,
+    *,
+    data_path: str | None,
+    tokenizer_path: str | None = None,
+    use_mock: bool = False,
+) -> Manifest:
+    """Train a model into `output_dir`, with its tokenizer and rows in folders inside it.
+
+    Args:
+        data_path: .txt, .json or .jsonl files, separated by commas.
+        tokenizer_path: a tokenizer.model; without it one is trained on the data.
+        use_mock: take `mock_examples` instead of files.
+    """
+    if data_path is None and use_mock:
+        examples = mock_examples()
+    elif data_path is not None and not use_mock:
+        examples = list(read_examples(data_path))
+    else:
+        raise UserError(
+            field="data_path",
+            got="--use_mock and --data_path together" if use_mock else "nothing",
+            wanted="the path of a .txt, .json or .jsonl file, or --use_mock",
+            fix="give one of the two",
+        )
+    root = epath.Path(output_dir)
+    texts = [example.text for example in examples]
+    if tokenizer_path is None:
+        bpe = preparation.make_tokenizer(root / "tokenizer", config.tokenizer, texts)
+        tokenizer_path = str(root / "tokenizer" / preparation.TOKENIZER)
+    else:
+        bpe = BPETokenizer.load(tokenizer_path)
+    rows = root / "rows"
+    inputs = {"examples": fingerprint_of([[each.prompt, each.completion] for each in examples])}
+    preparation.make_rows(rows, config.rows, examples, bpe, inputs)
+    model = replace(config.model, vocab_size=bpe.vocab_size)
+    run = with_epochs(config.run, config.epochs, rows)
+    return run_training(root / "model", model, run, rows=rows, tokenizer=tokenizer_path)

@@ -1,0 +1,186 @@
+"""The whole pipeline: from texts and problems to a student that answers, and a report on it."""
+
+import dataclasses
+import time
+from dataclasses import replace
+from typing import Any
+
+from etils import epath
+
+from minillm.core.manifest import fingerprint_of, require_complete
+from minillm.data.corpus import Example, read_problem_records
+from minillm.data.tokenizer import BPETokenizer
+from minillm.model.config import ModelConfig
+from minillm.stages import corpus, evaluation, preparation, report
+from minillm.stages.corpus import CorpusConfig
+from minillm.stages.evaluation import EvaluationConfig
+from minillm.stages.precompute import PrecomputeConfig, precompute
+from minillm.stages.preparation import TOKENIZER, RowsConfig, TokenizerConfig
+from minillm.stages.training import SCHEMA as MODEL_SCHEMA
+from minillm.stages.training import RunConfig, run_training
+from minillm.teachers import MOCK
+from minillm.train.loop import LoopConfig
+
+MODELS = ("teacher", "baseline", "distilled", "finetuned")
+
+
+@dataclasses.dataclass(frozen=True)
+class QuickstartConfig:
+    """Every stage's settings.
+
+    Attributes:
+        scale: the name of the preset the rest was taken from.
+        teacher: a model folder to learn from, or "mock", or None to train one here.
+        problems_path: a JSON file of the user's own problems for the fine-tune; None for the
+            generator's.
+        split: which held-out problems are reported on: "test", or "validation" while tuning.
+        teacher_model, student_model: their vocabulary sizes become the tokenizer's.
+        teacher_run, student_run, finetune_run: the trainings. The baseline is the student's run
+            without the teacher's loss; the fine-tune starts from the distilled student.
+    """
+
+    scale: str
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    rows: RowsConfig
+    precompute: PrecomputeConfig
+    evaluation: EvaluationConfig
+    teacher_model: ModelConfig
+    student_model: ModelConfig
+    teacher_run: RunConfig
+    student_run: RunConfig
+    finetune_run: RunConfig
+    teacher: str | None = None
+    problems_path: str | None = None
+    split: str = "test"
+
+
+def run_quickstart(workdir: epath.PathLike, config: QuickstartConfig) -> dict[str, Any]:
+    """Run every stage that is not finished yet, then write and return the report."""
+    started = time.perf_counter()
+    work = _Work(epath.Path(workdir), config)
+    work.prepare()
+    work.train()
+    results = work.evaluate()
+    facts = {"scale": config.scale, "wall_seconds_this_run": time.perf_counter() - started}
+    return report.write_report(work.root, results, facts)
+
+
+class _Work:
+    """The stages in order, with the paths that join them."""
+
+    def __init__(self, root: epath.Path, config: QuickstartConfig) -> None:
+        self.root = root
+        self.config = config
+
+    def prepare(self) -> None:
+        """Corpus, tokenizer, and rows for training, held-out loss and fine-tune."""
+        corpus.make_corpus(self.root / "corpus", self.config.corpus)
+        train = corpus.read_split(self.root / "corpus", "train")
+        heldout = corpus.read_split(self.root / "corpus", self.config.split)
+        self.heldout_problems = [record for record in heldout if "problem" in record]
+        examples = corpus.examples(train)
+        tokenizer = self._tokenizer([example.text for example in examples])
+        parts = {
+            "train": examples,
+            "heldout": corpus.examples(heldout),
+            "finetune": self._finetune_examples(train),
+        }
+        for name, part in parts.items():
+            inputs = {"examples": fingerprint_of([[each.prompt, each.completion] for each in part])}
+            rows = self._folder("rows", name)
+            preparation.make_rows(rows, self.config.rows, part, tokenizer, inputs)
+
+    def train(self) -> None:
+        """Teacher, its targets, baseline, distilled and fine-tuned student, in this order."""
+        if self.config.teacher in (None, MOCK):
+            self._run("teacher", self.config.teacher_model, self._teacher_run())
+        for name in ("train", "heldout"):
+            precompute(
+                self._folder("store", name),
+                self.config.precompute,
+                teacher=self._model("teacher"),
+                rows=self._folder("rows", name),
+                description=f"teacher targets, {name} rows",
+            )
+        student, run = self.config.student_model, self.config.student_run
+        plain = replace(run.loss, cross_entropy=1.0, distillation=0.0)
+        self._run("baseline", student, replace(run, loss=plain))
+        self._run("distilled", student, run, stores=[self._folder("store", "train")])
+        self._run(
+            "finetuned",
+            student,
+            self.config.finetune_run,
+            rows="finetune",
+            init_from=self._model("distilled"),
+        )
+
+    def evaluate(self) -> dict[str, dict[str, Any]]:
+        """Every model on the same held-out rows and problems."""
+        results = {}
+        for name in MODELS:
+            folder = self._folder("evaluation", name)
+            evaluation.evaluate(
+                folder,
+                self.config.evaluation,
+                model=self._model(name),
+                records=self.heldout_problems,
+                heldout_rows=self._folder("rows", "heldout"),
+                teacher_store=self._folder("store", "heldout"),
+                description=f"evaluate {name}",
+            )
+            results[name] = {**self._facts(name), **evaluation.read_result(folder)}
+        return results
+
+    def _run(
+        self, name: str, model: ModelConfig, run: RunConfig, *, rows: str = "train", **options: Any
+    ) -> None:
+        size = BPETokenizer.load(self._tokenizer_path()).vocab_size
+        run_training(
+            self._model(name),
+            replace(model, vocab_size=size),
+            run,
+            rows=self._folder("rows", rows),
+            tokenizer=self._tokenizer_path(),
+            description=f"train {name}",
+            **options,
+        )
+
+    def _teacher_run(self) -> RunConfig:
+        run = self.config.teacher_run
+        return run if self.config.teacher is None else replace(run, loop=LoopConfig(steps=0))
+
+    def _tokenizer(self, texts: list[str]) -> BPETokenizer:
+        """The teacher's own tokenizer where a teacher is given, otherwise one trained here."""
+        if self.config.teacher in (None, MOCK):
+            return preparation.make_tokenizer(self.root / "tokenizer", self.config.tokenizer, texts)
+        return BPETokenizer.load(self._tokenizer_path())
+
+    def _tokenizer_path(self) -> epath.Path:
+        given = self.config.teacher not in (None, MOCK)
+        return (epath.Path(self.config.teacher) if given else self.root / "tokenizer") / TOKENIZER
+
+    def _finetune_examples(self, train: list[dict[str, Any]]) -> list[Example]:
+        if self.config.problems_path is None:
+            return corpus.examples([record for record in train if "problem" in record])
+        return [record.example() for record in read_problem_records(self.config.problems_path)]
+
+    def _folder(self, kind: str, name: str) -> epath.Path:
+        return self.root / kind / name
+
+    def _model(self, name: str) -> epath.Path:
+        if name == "teacher" and self.config.teacher not in (None, MOCK):
+            return epath.Path(self.config.teacher)
+        return self._folder("models", name)
+
+    def _facts(self, name: str) -> dict[str, Any]:
+        """Size and cost of a model, from its manifest."""
+        made = require_complete(self._model(name), MODEL_SCHEMA)
+        tokens, seconds = made.counts["train_tokens"], made.measured["seconds"]
+        return {
+            "params": made.counts["params"],
+            "train_tokens": tokens,
+            "steps": made.counts["steps"],
+            "seconds": seconds,
+            "tokens_per_s": tokens / seconds if seconds else 0.0,
+        }

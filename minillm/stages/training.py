@@ -1,0 +1,221 @@
+"""The training stage: rows, and perhaps teachers' stores, in; a model folder out."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from minillm.core import axes, checkpoint, manifest
+from minillm.core.checkpoint import Checkpointer, abstract_like
+from minillm.core.configs import to_dict
+from minillm.core.errors import UserError
+from minillm.core.manifest import Manifest
+from minillm.core.metrics import MetricWriter
+from minillm.core.sharding import MeshConfig, check_divides, make_mesh
+from minillm.data import loader
+from minillm.data.rows import RowsReader
+from minillm.data.tokenizer import BPETokenizer
+from minillm.model.config import ModelConfig
+from minillm.model.functional import ModelFunction, Params
+from minillm.store import JoinedRows, StoreReader
+from minillm.train.loop import LoopConfig, train
+from minillm.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from minillm.train.step import (
+    LossConfig,
+    TrainState,
+    init_state,
+    make_train_step,
+)
+
+SCHEMA = "model/1"
+TOKENIZER = "tokenizer.model"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How one training runs, whatever the model and the data.
+
+    Attributes:
+        batch_size: rows a step, over all hosts.
+        seed: of the initial weights and of the order of the rows.
+    """
+
+    loop: LoopConfig = LoopConfig()
+    batch_size: int = 8
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    source: Any
+    tokenizer: BPETokenizer
+    fingerprints: dict[str, str]
+
+
+def run_training(
+    directory: epath.PathLike,
+    model: ModelConfig,
+    config: RunConfig,
+    *,
+    rows: epath.PathLike,
+    tokenizer: epath.PathLike,
+    stores: Sequence[epath.PathLike] = (),
+    init_from: epath.PathLike | None = None,
+    description: str = "train",
+) -> Manifest:
+    """Train until `config.loop.steps`, going on from the newest checkpoint in `directory`.
+
+    Args:
+        model: the architecture; with `init_from`, that of the model there.
+        rows: folder of packed rows.
+        tokenizer: the model file the rows were made with; copied beside the weights.
+        stores: folders of teacher targets for those rows.
+        init_from: a model folder whose newest parameters are the starting point.
+
+    Returns:
+        The manifest of the finished model folder: counts `params`, `train_tokens`, `steps`, and
+        the `seconds` measured.
+    """
+    directory = epath.Path(directory)
+    given = _open_inputs(rows, tokenizer, stores)
+    if init_from is not None:
+        given.fingerprints["init"] = manifest.require_complete(init_from, SCHEMA).fingerprint
+    opened = manifest.open_stage(
+        directory,
+        schema=SCHEMA,
+        config=to_dict({"model": model, "run": config}),
+        inputs=given.fingerprints,
+    )
+    if opened.complete:
+        return opened
+    mesh = make_mesh(config.mesh)
+    check_divides("batch_size", config.batch_size, mesh, axes.BATCH)
+    function = ModelFunction(model)
+    checkpoint.write_model_description(directory, to_dict(model))
+    given.tokenizer.save(directory / TOKENIZER)
+    optimizer = make_optimizer(config.optimizer, config.loop.steps, function.axes)
+    batches = iter(loader.batches(given.source, batch_size=config.batch_size, seed=config.seed))
+    saved = Checkpointer(directory)
+    try:
+        state, progress = _restore_or_start(
+            saved, function, optimizer, config, mesh, init_from, batches, given
+        )
+        metrics = MetricWriter(directory, resume_step=int(state.step))
+        try:
+            result = train(
+                config.loop,
+                state=state,
+                step_function=make_train_step(
+                    function,
+                    optimizer,
+                    make_schedule(config.optimizer, config.loop.steps),
+                    config.loss,
+                ),
+                batches=batches,
+                mesh=mesh,
+                checkpointer=saved,
+                metrics=metrics,
+                run_facts={"loader": progress["loader"], "seed": config.seed},
+                description=description,
+                tokens=progress["tokens"],
+                seconds=progress["seconds"],
+            )
+        finally:
+            metrics.close()
+    finally:
+        saved.close()
+    finished = dataclasses.replace(
+        opened,
+        complete=True,
+        counts={
+            "params": model.num_params(),
+            "train_tokens": result.tokens,
+            "steps": config.loop.steps,
+            "weights": checkpoint.tree_fingerprint(result.state.params),
+        },
+        measured={"seconds": result.seconds},
+    )
+    manifest.write_manifest(directory, finished)
+    return finished
+
+
+def load_model(directory: epath.PathLike) -> tuple[ModelFunction, Params, BPETokenizer]:
+    """A trained model for inference: its function, newest parameters, and tokenizer."""
+    directory = epath.Path(directory)
+    config = ModelConfig.from_dict(checkpoint.read_model_description(directory))
+    function = ModelFunction(config)
+    mesh = make_mesh(MeshConfig())
+    params = checkpoint.load_params(directory, function.abstract(mesh))
+    return function, params, BPETokenizer.load(directory / TOKENIZER)
+
+
+def model_config_of(directory: epath.PathLike) -> ModelConfig:
+    """The architecture of a model folder."""
+    return ModelConfig.from_dict(checkpoint.read_model_description(directory))
+
+
+def with_epochs(config: RunConfig, epochs: float | None, rows: epath.PathLike) -> RunConfig:
+    """The run with as many steps as `epochs` passes over the rows take; None changes nothing."""
+    if epochs is None:
+        return config
+    steps = max(1, math.ceil(epochs * (len(RowsReader(rows)) // config.batch_size)))
+    return dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=steps))
+
+
+def _open_inputs(
+    rows: epath.PathLike, tokenizer: epath.PathLike, stores: Sequence[epath.PathLike]
+) -> _Inputs:
+    reader = RowsReader(rows)
+    bpe = BPETokenizer.load(tokenizer)
+    made_with = reader.manifest.inputs["tokenizer"]
+    if made_with != bpe.fingerprint:
+        raise UserError(
+            field="tokenizer_path",
+            got=f"{tokenizer} (fingerprint {bpe.fingerprint[:12]})",
+            wanted=f"the tokenizer of {rows} (fingerprint {made_with[:12]})",
+            fix="give the tokenizer.model that the rows were packed with",
+        )
+    fingerprints = {"rows": reader.fingerprint, "tokenizer": bpe.fingerprint}
+    opened = [StoreReader(store) for store in stores]
+    for index, store in enumerate(opened):
+        fingerprints[f"store_{index}"] = store.fingerprint
+    source = JoinedRows(reader, opened) if opened else reader
+    return _Inputs(source, bpe, fingerprints)
+
+
+def _restore_or_start(
+    saved: Checkpointer,
+    function: ModelFunction,
+    optimizer: Any,
+    config: RunConfig,
+    mesh: Any,
+    init_from: epath.PathLike | None,
+    batches: Any,
+    given: _Inputs,
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state to go on from, with the data iterator moved to its place."""
+    identity = loader.loader_fingerprint(
+        dataset=given.source.fingerprint,
+        rows=len(given.source),
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    if init_from is None:
+        params = function.init(config.seed, mesh)
+    else:
+        params = checkpoint.load_params(init_from, function.abstract(mesh))
+    fresh = init_state(function, optimizer, params, mesh)
+    restored = saved.restore(
+        params=abstract_like(fresh.params), optimizer=abstract_like(fresh.optimizer)
+    )
+    if restored is None:
+        return fresh, {"loader": identity, "tokens": 0, "seconds": 0.0}
+    loader.check_restorable(restored.progress["loader"], identity)
+    batches.set_state(restored.progress["data"])
+    step = fresh.step + restored.step
+    return TrainState(restored.params, restored.optimizer, step), restored.progress
