@@ -41,7 +41,7 @@ def _model(width: int, layers: int, heads: int) -> ModelConfig:
 
 def _run(steps: int, rate: float, loss: LossConfig | None = None) -> RunConfig:
     return RunConfig(
-        loop=LoopConfig(steps=steps, log_every=20, checkpoint_every=200),
+        loop=LoopConfig(steps=steps, log_every=max(1, steps // 50), checkpoint_every=200),
         batch_size=8,
         loss=loss or LossConfig(),
         optimizer=OptimizerConfig(name="muon", learning_rate=rate),

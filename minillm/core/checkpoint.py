@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from minillm.core.errors import UserError
@@ -91,15 +92,15 @@ class Checkpointer:
 
 def abstract_like(tree: Tree) -> Tree:
     """Shapes, dtypes and shardings of a tree of arrays: the form in which to restore it."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def tree_fingerprint(tree: Tree) -> str:
     """SHA-256 (hex) over the names, shapes, dtypes and bytes of a tree of arrays."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
         value = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {value.shape} {value.dtype}".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
@@ -141,7 +142,7 @@ def load_params(directory: epath.PathLike, abstract: Tree) -> Tree:
         abstract: tree of `jax.ShapeDtypeStruct` with shardings, as the model needs it.
 
     Raises:
-        UserError: the folder has no finished checkpoint.
+        UserError: the folder has no finished checkpoint, or one of other parameters.
     """
     directory = epath.Path(directory).resolve()
     checkpointer = ocp.training.Checkpointer(directory / CHECKPOINTS)
@@ -154,6 +155,27 @@ def load_params(directory: epath.PathLike, abstract: Tree) -> Tree:
                 fix="let the training run reach its first save, or give another folder",
             )
         step = checkpointer.latest.step
+        stored = checkpointer.checkpointables_metadata(step).metadata["params"]
+        _check_same_shapes(directory, stored, abstract)
         return checkpointer.load_checkpointables(step, {"params": abstract})["params"]
     finally:
         checkpointer.close()
+
+
+def _check_same_shapes(directory: epath.Path, stored: Tree, wanted: Tree) -> None:
+    """Compare before reading: Orbax names no parameter, and leaves the reads it began behind."""
+    have, want = (
+        {
+            jax.tree_util.keystr(path): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (stored, wanted)
+    )
+    for name in sorted(have.keys() | want.keys()):
+        if have.get(name) != want.get(name):
+            raise UserError(
+                field=f"{directory}: parameter {name}",
+                got=have.get(name, "none in the checkpoint"),
+                wanted=want.get(name, f"none, by {MODEL_DESCRIPTION}"),
+                fix=f"restore the {MODEL_DESCRIPTION} that the training wrote",
+            )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from minillm.core.hosts import is_first_host
 from minillm.core.manifest import write_atomically
 
 METRICS_NAME = "metrics.jsonl"
@@ -15,11 +16,15 @@ METRICS_NAME = "metrics.jsonl"
 class MetricWriter:
     """Appends one line a call to `metrics.jsonl` and mirrors it to `tensorboard/`.
 
-    On a restart the lines past the restored step are dropped first, so that a run that was
-    killed leaves the same file as one that was not (rates and times aside).
+    Only the first of several hosts writes. On a restart the lines past the restored step are
+    dropped first, so that a run that was killed leaves the same file as one that was not (rates
+    and times aside).
     """
 
     def __init__(self, directory: epath.PathLike, *, resume_step: int = 0) -> None:
+        self._writes = is_first_host()
+        if not self._writes:
+            return
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / METRICS_NAME
@@ -30,19 +35,18 @@ class MetricWriter:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record scalars at a step; values that are not finite become null in the JSONL file."""
-        finite = {
-            name: value if math.isfinite(value) else None for name, value in values.items()
-        }
+        if not self._writes:
+            return
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._stream.write(json.dumps({"step": step, **finite}) + "\n")
         self._stream.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def write_text(self, step: int, name: str, text: str) -> None:
-        """Record a text, such as a sample solution, in TensorBoard."""
-        self._board.add_text(name, text, step)
-
     def close(self) -> None:
+        """Flush and close the files."""
+        if not self._writes:
+            return
         self._stream.close()
         self._board.close()
 

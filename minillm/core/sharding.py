@@ -93,7 +93,9 @@ def logical_sharding(mesh: Mesh, names: Sequence[str | None]) -> NamedSharding:
     return NamedSharding(mesh, logical_spec(names))
 
 
-def fitting_sharding(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+def fitting_sharding(
+    mesh: Mesh, names: Sequence[str | None], shape: Sequence[int]
+) -> NamedSharding:
     """As `logical_sharding`, but a dimension that its mesh axes do not divide stays whole.
 
     For weights: a norm's scale or an odd vocabulary is small enough to keep on every device.

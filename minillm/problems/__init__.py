@@ -6,6 +6,7 @@ verify(problem)
 
 from minillm.problems.generator import DOMAINS, FAMILIES, LEVELS, families, make, split_of, stream
 from minillm.problems.problem import Claim, Problem
+from minillm.problems.tables import arithmetic_table
 from minillm.problems.verify import VerificationError, verify
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Claim",
     "Problem",
     "VerificationError",
+    "arithmetic_table",
     "families",
     "make",
     "split_of",

@@ -10,12 +10,13 @@ from absl import app, flags, logging
 from ml_collections import config_dict
 from ml_collections.config_flags import config_flags
 
-from minillm.core import configs
+from minillm.core import configs, hosts
 from minillm.core.errors import UserError
 
 T = TypeVar("T")
 
 EXIT_USER_ERROR = 2
+MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the other hosts that run this command.")
 _CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -68,8 +69,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     Flag names may be written with dashes or underscores. A UserError is printed on one line and
     ends the script with exit code 2; any other exception keeps its traceback.
     """
-    # absl's own handler prefixes lines for log files; people read these.
-    logging.use_absl_handler()
+    # Orbax reports every thread it closes; a person wants to hear of what went wrong.
+    logging.set_verbosity(logging.WARNING)
     app.run(lambda argv: _guarded(main, argv), argv=_underscored(sys.argv), flags_parser=_parse)
 
 
@@ -82,6 +83,8 @@ def _guarded(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -
                 wanted="flags only",
                 fix=f"see {argv[0]} --help",
             )
+        if MULTIHOST.value:
+            hosts.join_hosts()
         return main(argv) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import random
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,8 @@ from minillm.data import corpus
 SCHEMA = "corpus/1"
 SPLITS = ("train", "validation", "test")
 _CHUNK = 250
+# Short enough for a row of the quickstart, and for a held-out tenth of a short text.
+_DOCUMENT_CHARACTERS = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,7 @@ class CorpusConfig:
         heldout_per_domain: how many for each of validation and test, each problem once.
         domains, levels: which problems; an empty tuple of domains means all six.
         texts: files of the user's own; empty for the text that comes with minillm.
+        tables: documents of arithmetic facts for training.
     """
 
     seed: int = 0
@@ -42,6 +46,7 @@ class CorpusConfig:
     domains: tuple[str, ...] = ()
     levels: tuple[int, ...] = (0,)
     texts: tuple[str, ...] = ()
+    tables: int = 3_000
 
 
 def make_corpus(directory: epath.PathLike, config: CorpusConfig) -> Manifest:
@@ -58,13 +63,18 @@ def make_corpus(directory: epath.PathLike, config: CorpusConfig) -> Manifest:
         return opened
     records = _collect(config)
     for path in sources:
-        for example in corpus.read_examples(path):
-            records[_text_split(example.text)].append({"text": example.text})
+        for text in _documents(path):
+            records[_text_split(text)].append({"text": text, "domain": "text"})
+    for index in range(config.tables):
+        table = problems.arithmetic_table(config.seed, index)
+        records["train"].append({"text": table, "domain": "tables"})
+    # Mixed, so that packing finds short documents for the ends of rows.
+    random.Random(config.seed).shuffle(records["train"])
     counts: dict[str, Any] = {}
     for split in SPLITS:
         lines = (json.dumps(record, ensure_ascii=False) for record in records[split])
         manifest.write_atomically(directory / f"{split}.jsonl", ("\n".join(lines) + "\n").encode())
-        domains = Counter(record.get("domain", "text") for record in records[split])
+        domains = Counter(record["domain"] for record in records[split])
         counts[split] = dict(sorted(domains.items()))
     shards, first = [], 0
     for split in SPLITS:
@@ -165,6 +175,13 @@ def _chunk(
         del record["claims"]
         found.append((problems.split_of(problem), record))
     return found
+
+
+def _documents(path: epath.Path) -> Iterator[str]:
+    if path.suffix.lower() == ".txt":
+        yield from corpus.read_text(path, group_characters=_DOCUMENT_CHARACTERS)
+    else:
+        yield from (example.text for example in corpus.read_examples(path))
 
 
 def _text_split(text: str) -> str:

@@ -5,9 +5,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from etils import epath
+from jax.sharding import Mesh
 
-from minillm.core import axes, checkpoint, manifest
+from minillm.core import axes, checkpoint, hosts, manifest
 from minillm.core.checkpoint import Checkpointer, abstract_like
 from minillm.core.configs import to_dict
 from minillm.core.errors import UserError
@@ -20,7 +22,7 @@ from minillm.data.tokenizer import BPETokenizer
 from minillm.model.config import ModelConfig
 from minillm.model.functional import ModelFunction, Params
 from minillm.store import JoinedRows, StoreReader
-from minillm.train.loop import LoopConfig, train
+from minillm.train.loop import LoopConfig, TrainResult, train
 from minillm.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from minillm.train.step import (
     LossConfig,
@@ -82,66 +84,50 @@ def run_training(
         the `seconds` measured.
     """
     directory = epath.Path(directory)
-    given = _open_inputs(rows, tokenizer, stores)
-    if init_from is not None:
-        given.fingerprints["init"] = manifest.require_complete(init_from, SCHEMA).fingerprint
-    opened = manifest.open_stage(
-        directory,
-        schema=SCHEMA,
-        config=to_dict({"model": model, "run": config}),
-        inputs=given.fingerprints,
-    )
+    given = _open_inputs(rows, tokenizer, stores, init_from)
+    opened = _open_folder(directory, model, config, given)
     if opened.complete:
         return opened
     mesh = make_mesh(config.mesh)
     check_divides("batch_size", config.batch_size, mesh, axes.BATCH)
     function = ModelFunction(model)
-    checkpoint.write_model_description(directory, to_dict(model))
-    given.tokenizer.save(directory / TOKENIZER)
+    schedule = make_schedule(config.optimizer, config.loop.steps)
     optimizer = make_optimizer(config.optimizer, config.loop.steps, function.axes)
-    batches = iter(loader.batches(given.source, batch_size=config.batch_size, seed=config.seed))
+    batches = iter(
+        loader.batches(
+            given.source,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            shard_index=jax.process_index(),
+            num_shards=jax.process_count(),
+        )
+    )
     saved = Checkpointer(directory)
     try:
-        state, progress = _restore_or_start(
-            saved, function, optimizer, config, mesh, init_from, batches, given
+        fresh = init_state(
+            function, optimizer, _first_params(function, config, mesh, init_from), mesh
         )
+        state, before = _restore(saved, fresh, batches, config, given.source)
         metrics = MetricWriter(directory, resume_step=int(state.step))
         try:
             result = train(
                 config.loop,
                 state=state,
-                step_function=make_train_step(
-                    function,
-                    optimizer,
-                    make_schedule(config.optimizer, config.loop.steps),
-                    config.loss,
-                ),
+                step_function=make_train_step(function, optimizer, schedule, config.loss),
                 batches=batches,
                 mesh=mesh,
                 checkpointer=saved,
                 metrics=metrics,
-                run_facts={"loader": progress["loader"], "seed": config.seed},
+                run_facts={"loader": before["loader"], "seed": config.seed},
                 description=description,
-                tokens=progress["tokens"],
-                seconds=progress["seconds"],
+                tokens=before["tokens"],
+                seconds=before["seconds"],
             )
         finally:
             metrics.close()
     finally:
         saved.close()
-    finished = dataclasses.replace(
-        opened,
-        complete=True,
-        counts={
-            "params": model.num_params(),
-            "train_tokens": result.tokens,
-            "steps": config.loop.steps,
-            "weights": checkpoint.tree_fingerprint(result.state.params),
-        },
-        measured={"seconds": result.seconds},
-    )
-    manifest.write_manifest(directory, finished)
-    return finished
+    return _close_folder(directory, opened, model, config, result)
 
 
 def load_model(directory: epath.PathLike) -> tuple[ModelFunction, Params, BPETokenizer]:
@@ -168,7 +154,10 @@ def with_epochs(config: RunConfig, epochs: float | None, rows: epath.PathLike) -
 
 
 def _open_inputs(
-    rows: epath.PathLike, tokenizer: epath.PathLike, stores: Sequence[epath.PathLike]
+    rows: epath.PathLike,
+    tokenizer: epath.PathLike,
+    stores: Sequence[epath.PathLike],
+    init_from: epath.PathLike | None,
 ) -> _Inputs:
     reader = RowsReader(rows)
     bpe = BPETokenizer.load(tokenizer)
@@ -184,32 +173,71 @@ def _open_inputs(
     opened = [StoreReader(store) for store in stores]
     for index, store in enumerate(opened):
         fingerprints[f"store_{index}"] = store.fingerprint
+    if init_from is not None:
+        fingerprints["init"] = manifest.require_complete(init_from, SCHEMA).fingerprint
     source = JoinedRows(reader, opened) if opened else reader
     return _Inputs(source, bpe, fingerprints)
 
 
-def _restore_or_start(
-    saved: Checkpointer,
-    function: ModelFunction,
-    optimizer: Any,
+def _open_folder(
+    directory: epath.Path, model: ModelConfig, config: RunConfig, given: _Inputs
+) -> Manifest:
+    """The folder's manifest; the first host writes what is in the folder beside checkpoints."""
+    settings = to_dict({"model": model, "run": config})
+    if hosts.is_first_host():
+        opened = manifest.open_stage(
+            directory, schema=SCHEMA, config=settings, inputs=given.fingerprints
+        )
+        if not opened.complete:
+            checkpoint.write_model_description(directory, to_dict(model))
+            given.tokenizer.save(directory / TOKENIZER)
+    hosts.wait_for_all("model folder opened")
+    return manifest.open_stage(directory, schema=SCHEMA, config=settings, inputs=given.fingerprints)
+
+
+def _close_folder(
+    directory: epath.Path,
+    opened: Manifest,
+    model: ModelConfig,
     config: RunConfig,
-    mesh: Any,
-    init_from: epath.PathLike | None,
-    batches: Any,
-    given: _Inputs,
+    result: TrainResult,
+) -> Manifest:
+    finished = dataclasses.replace(
+        opened,
+        complete=True,
+        counts={
+            "params": model.num_params(),
+            "train_tokens": result.tokens,
+            "steps": config.loop.steps,
+            "weights": checkpoint.tree_fingerprint(result.state.params),
+        },
+        measured={"seconds": result.seconds},
+    )
+    if hosts.is_first_host():
+        manifest.write_manifest(directory, finished)
+    hosts.wait_for_all("model folder closed")
+    return finished
+
+
+def _first_params(
+    function: ModelFunction, config: RunConfig, mesh: Mesh, init_from: epath.PathLike | None
+) -> Params:
+    if init_from is None:
+        return function.init(config.seed, mesh)
+    return checkpoint.load_params(init_from, function.abstract(mesh))
+
+
+def _restore(
+    saved: Checkpointer, fresh: TrainState, batches: Any, config: RunConfig, source: Any
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state to go on from, with the data iterator moved to its place."""
+    """The state to go on from and its facts, with the data iterator moved to its place."""
     identity = loader.loader_fingerprint(
-        dataset=given.source.fingerprint,
-        rows=len(given.source),
+        dataset=source.fingerprint,
+        rows=len(source),
         batch_size=config.batch_size,
         seed=config.seed,
+        num_shards=jax.process_count(),
     )
-    if init_from is None:
-        params = function.init(config.seed, mesh)
-    else:
-        params = checkpoint.load_params(init_from, function.abstract(mesh))
-    fresh = init_state(function, optimizer, params, mesh)
     restored = saved.restore(
         params=abstract_like(fresh.params), optimizer=abstract_like(fresh.optimizer)
     )

@@ -133,16 +133,14 @@ class _Window:
     def _reset(self, step: int) -> None:
         self._before = step
         self._values: list[dict[str, jax.Array]] = []
-        self._tokens = 0
         self._waited = 0.0
         self._started = time.perf_counter()
 
     def wait_for(self, batches: Batches) -> dict[str, np.ndarray]:
-        """The next batch, with the time it took and its tokens counted."""
+        """The next batch, with the time it took."""
         asked = time.perf_counter()
         batch = next(batches)
         self._waited += time.perf_counter() - asked
-        self._tokens += int(np.count_nonzero(batch["segment_ids"]))
         return batch
 
     def add(self, values: dict[str, jax.Array]) -> None:
@@ -167,9 +165,9 @@ class _Window:
                 line[term] = sums[name] / max(sums[f"{term}_weight"], 1.0)
         seconds = time.perf_counter() - self._started
         line |= {
-            "tokens": self._tokens,
+            "tokens": int(sums["tokens"]),
             "seconds": seconds,
-            "tokens_per_s": self._tokens / seconds,
+            "tokens_per_s": sums["tokens"] / seconds,
             "data_wait_share": self._waited / seconds,
         }
         self._reset(step)

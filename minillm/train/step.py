@@ -99,8 +99,8 @@ def make_train_step(
     """The jitted step. The old state is donated.
 
     Returns:
-        A function `(state, batch) -> (state, metrics)`; metrics are float32 scalars: `loss`,
-        `gradient_norm`, `learning_rate`, and each term's `<name>_total` and `<name>_weight`.
+        A function `(state, batch) -> (state, metrics)`; metrics are scalars: `loss`, `tokens`
+        (of all hosts, padding left out), `gradient_norm`, `learning_rate`, and each term's `<name>_total` and `<name>_weight`.
     """
 
     def objective(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, LossSum]]:
@@ -113,6 +113,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
+            "tokens": jnp.count_nonzero(batch["segment_ids"]),
             "gradient_norm": optax.tree.norm(gradient),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }

@@ -66,11 +66,11 @@ def test_several_stores_are_stacked_and_the_smaller_ones_slots_are_unused(
 ):
     toy.write(tmp_path, rows, vocab_size, candidates=4)
     row = JoinedRows(rows, [store, StoreReader(tmp_path)])[1]
-    assert row["candidate_ids"].shape == (2, 32, 6)
-    assert row["tail_log_prob"].shape == (2, 32)
-    assert np.all(row["candidate_ids"][1, :, 4:] == -1)
-    assert np.all(np.isneginf(row["candidate_log_probs"][1, :, 4:]))
-    assert np.array_equal(row["candidate_ids"][0, :, :4], row["candidate_ids"][1, :, :4])
+    assert row["candidate_ids"].shape == (32, 2, 6)
+    assert row["tail_log_prob"].shape == (32, 2)
+    assert np.all(row["candidate_ids"][:, 1, 4:] == -1)
+    assert np.all(np.isneginf(row["candidate_log_probs"][:, 1, 4:]))
+    assert np.array_equal(row["candidate_ids"][:, 0, :4], row["candidate_ids"][:, 1, :4])
 
 
 def test_a_join_survives_pickling_and_names_its_content(tmp_path, rows, store, vocab_size):

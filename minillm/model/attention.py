@@ -1,0 +1,74 @@
+"""The projections around attention; the attention itself is `pallas_kernels`."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from minillm.core import axes
+from minillm.core.sharding import constrain
+from minillm.model.config import ModelConfig
+from minillm.model.layers import (
+    Rotation,
+    apply_rope,
+    constant_weight,
+    random_weight,
+    rms_norm,
+)
+
+Queries = Float[Array, "B T N H"]
+Keys = Float[Array, "B T K H"]
+Values = Float[Array, "B T K H"]
+
+
+class Attention(nnx.Module):
+    """Queries, keys and values from the stream, and the way back into it.
+
+    The three projections are one weight `[L, D, K, G + 2, H]`: for each key/value head its G
+    query heads, its key head, its value head. One product and one RoPE over it all take 5.3 ms
+    (forward and backward, 2,048 tokens, D = 128) where three take 9.0, and the cut between
+    devices along K never separates what belongs together.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        layers, width, heads = config.num_layers, config.hidden_size, config.num_heads
+        fused = (config.num_kv_heads, config.groups + 2, config.head_dim)
+        fused_names = (axes.KV_HEADS, None, axes.HEAD_DIM)
+        self.qkv = random_weight(
+            rngs, (layers, width, *fused), (axes.LAYERS, axes.EMBED, *fused_names), width**-0.5
+        )
+        # Each layer adds to the stream twice: the sum over depth starts with unit size.
+        self.output = random_weight(
+            rngs,
+            (layers, heads, config.head_dim, width),
+            (axes.LAYERS, axes.HEADS, axes.HEAD_DIM, axes.EMBED),
+            (heads * config.head_dim * 2 * layers) ** -0.5,
+        )
+        if config.attention_bias:
+            self.qkv_bias = constant_weight(0.0, (layers, *fused), (axes.LAYERS, *fused_names))
+        if config.qk_norm:
+            names = (axes.LAYERS, axes.HEAD_DIM)
+            self.query_scale = constant_weight(1.0, (layers, config.head_dim), names)
+            self.key_scale = constant_weight(1.0, (layers, config.head_dim), names)
+        self._config = config
+
+    def project(self, x: Float[Array, "B T D"], rotation: Rotation) -> tuple[Queries, Keys, Values]:
+        """Queries, keys and values of every position, normed and turned as configured."""
+        config = self._config
+        fused = jnp.einsum("btd,dkch->btkch", x, self.qkv[...].astype(x.dtype))
+        if config.attention_bias:
+            fused = fused + self.qkv_bias[...].astype(x.dtype)
+        names = (axes.BATCH, axes.LENGTH, axes.KV_HEADS, None, axes.HEAD_DIM)
+        fused = constrain(fused, names)
+        turned, values = fused[..., :-1, :], fused[..., -1, :]
+        if config.qk_norm:
+            of_queries = jnp.broadcast_to(self.query_scale[...], (config.groups, config.head_dim))
+            scales = jnp.concatenate([of_queries, self.key_scale[...][None]])
+            turned = rms_norm(turned, scales, config.norm_eps)
+        turned = apply_rope(turned, rotation)
+        queries = turned[..., :-1, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
+        return queries, turned[..., -1, :], values
+
+    def merge(self, mixed: Queries) -> Float[Array, "B T D"]:
+        """What the heads found, mapped back to the model width."""
+        mixed = constrain(mixed, (axes.BATCH, axes.LENGTH, axes.HEADS, axes.HEAD_DIM))
+        return jnp.einsum("btnh,nhd->btd", mixed, self.output[...].astype(mixed.dtype))

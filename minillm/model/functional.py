@@ -1,0 +1,60 @@
+"""A Transformer as a pure function of a plain dict of parameters, laid out on a mesh."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from minillm.core.sharding import fitting_sharding
+from minillm.model.config import ModelConfig
+from minillm.model.transformer import Transformer, param_axes
+
+Params = dict[str, Any]
+
+
+class ModelFunction:
+    """A Transformer as a pure function of a plain dict of parameters."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+        self._graph, self._state = nnx.split(model)
+
+    def bind(self, params: Params) -> Transformer:
+        """The module with these parameters; call it inside jit."""
+        state = jax.tree.map(lambda x: x, self._state)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(self._graph, state)
+
+    @property
+    def axes(self) -> Any:
+        """Logical axes of every parameter, in the shape of the parameters."""
+        return param_axes(self._state)
+
+    def init(self, seed: int, mesh: Mesh) -> Params:
+        """Fresh parameters, each made on the devices that keep it."""
+
+        def make() -> Params:
+            model = Transformer(self.config, rngs=nnx.Rngs(seed))
+            return nnx.to_pure_dict(nnx.state(model))
+
+        return jax.jit(make, out_shardings=self.shardings(mesh))()
+
+    def shardings(self, mesh: Mesh) -> Any:
+        """Where every parameter lives on the mesh."""
+        shapes = nnx.to_pure_dict(self._state)
+        return jax.tree.map(
+            lambda names, leaf: fitting_sharding(mesh, names, leaf.shape),
+            self.axes,
+            shapes,
+            is_leaf=lambda value: isinstance(value, tuple),
+        )
+
+    def abstract(self, mesh: Mesh) -> Params:
+        """Shapes, dtypes and shardings of the parameters, for a restore."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            nnx.to_pure_dict(self._state),
+            self.shardings(mesh),
+        )

@@ -1,0 +1,217 @@
+"""Writing a store: shard by shard, each whole or absent, the same bytes however often it is cut."""
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+from absl import logging
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+
+from minillm.core.errors import UserError
+from minillm.core.manifest import (
+    Manifest,
+    Shard,
+    file_sha256,
+    open_stage,
+    verify_shards,
+    write_manifest,
+)
+from minillm.core.progress import progress
+from minillm.data.rows import RowsReader
+from minillm.store.codec import StoredRow, encode_row
+from minillm.store.schema import SCHEMA, StoreConfig, TeacherTargets, shard_name
+
+ROWS_PER_SHARD = 1024
+# One record a group, so that a row can be read without its neighbours; the level is array-record's
+# own default, named because the bytes of a store must not change with it.
+_WRITER_OPTIONS = "group_size:1,zstd:3"
+
+Batch = Mapping[str, np.ndarray]
+Score = Callable[[Batch], TeacherTargets]
+
+
+def write_store(
+    directory: epath.PathLike,
+    rows: RowsReader,
+    score: Score,
+    *,
+    teacher_fingerprint: str,
+    tokenizer_fingerprint: str,
+    vocab_size: int,
+    candidates: int,
+    batch_size: int,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    description: str = "teacher targets",
+) -> Manifest:
+    """Score every row and write what the teacher says; a part is gone on with, a whole one kept.
+
+    Shard k holds rows [k · rows_per_shard, (k + 1) · rows_per_shard) and is scored in batches
+    counted from its own first row, so that it comes out the same whatever ran before. Shards
+    written earlier are checked by SHA-256; a damaged one is written anew. One process at a time
+    may write into a directory.
+
+    Args:
+        score: from a batch of rows (arrays of [batch_size, ...], by the names of `RowsReader`) to
+            targets of [B, T, C], [B, T, C] and [B, T], in numpy or on a device. Always called
+            with full batches: a shard's last one is filled up with copies of its last row.
+        tokenizer_fingerprint: of the teacher's tokenizer.
+        vocab_size: of the teacher's logits; every id is below it.
+        description: what the progress bar is called.
+
+    Raises:
+        UserError: rows of another tokenizer or with ids the teacher does not have, a directory
+            made from something else, targets that are no distribution.
+        RuntimeError: a write failed; the message gives the file and the cause.
+    """
+    config = StoreConfig(
+        candidates=candidates,
+        vocab_size=vocab_size,
+        row_length=rows.row_length,
+        rows_per_shard=rows_per_shard,
+    )
+    _check_inputs(rows, tokenizer_fingerprint, batch_size)
+    inputs = {
+        "rows": rows.fingerprint,
+        "teacher": teacher_fingerprint,
+        "tokenizer": tokenizer_fingerprint,
+    }
+    directory = epath.Path(directory)
+    manifest = open_stage(
+        directory, schema=SCHEMA, config=dataclasses.asdict(config), inputs=inputs
+    )
+    manifest = _keep_intact(directory, manifest)
+    if manifest.complete:
+        return manifest
+    for leftover in directory.glob(".*.part"):
+        leftover.unlink()
+    scored = sum(shard.records for shard in manifest.shards)
+    with _Progress(description, len(rows), scored) as bar:
+        for number, wanted in enumerate(config.shard_rows(len(rows))):
+            if any(shard.first == wanted.start for shard in manifest.shards):
+                continue
+            records = _encoded(rows, wanted, score, batch_size, config, bar)
+            shard = _write_shard(directory, shard_name(number), wanted, records)
+            shards = sorted((*manifest.shards, shard), key=lambda shard: shard.first)
+            manifest = dataclasses.replace(manifest, shards=tuple(shards))
+            write_manifest(directory, manifest)
+    counts = {
+        "rows": len(rows),
+        "tokens": rows.manifest.counts["tokens"],
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+    }
+    manifest = dataclasses.replace(manifest, complete=True, counts=counts)
+    write_manifest(directory, manifest)
+    return manifest
+
+
+def _check_inputs(rows: RowsReader, tokenizer_fingerprint: str, batch_size: int) -> None:
+    rows_tokenizer = rows.manifest.inputs["tokenizer"]
+    if rows_tokenizer != tokenizer_fingerprint:
+        raise UserError(
+            field="teacher's tokenizer",
+            got=f"fingerprint {tokenizer_fingerprint}",
+            wanted=f"{rows_tokenizer}, with which the rows in {rows.directory} were made",
+            fix="pack the text into rows with the teacher's tokenizer",
+        )
+    if batch_size < 1:
+        raise UserError(field="batch_size", got=batch_size, wanted="1 or more", fix="try 8")
+
+
+def _keep_intact(directory: epath.Path, manifest: Manifest) -> Manifest:
+    """The manifest without the shards whose bytes are no longer what it says."""
+    intact = []
+    for shard in manifest.shards:
+        try:
+            verify_shards(directory, dataclasses.replace(manifest, shards=(shard,)))
+            intact.append(shard)
+        except UserError as error:
+            logging.warning("writing a damaged shard anew: %s", error)
+    if len(intact) == len(manifest.shards):
+        return manifest
+    manifest = dataclasses.replace(manifest, complete=False, counts={}, shards=tuple(intact))
+    write_manifest(directory, manifest)
+    return manifest
+
+
+def _encoded(
+    rows: RowsReader,
+    wanted: range,
+    score: Score,
+    batch_size: int,
+    config: StoreConfig,
+    bar: "_Progress",
+) -> Iterator[bytes]:
+    """The records of one shard, scored batch by batch."""
+    for start in range(wanted.start, wanted.stop, batch_size):
+        group = [rows[i] for i in range(start, min(start + batch_size, wanted.stop))]
+        # One shape for every call: a shorter batch would be compiled by itself, and could round
+        # otherwise.
+        full = group + group[-1:] * (batch_size - len(group))
+        batch = {name: np.stack([row[name] for row in full]) for name in group[0]}
+        _check_tokens(batch["tokens"], start, config.vocab_size)
+        targets = [np.asarray(part) for part in score(batch)]
+        for offset, row in enumerate(group):
+            mine = TeacherTargets(*(part[offset] for part in targets))
+            stored = _only_where_a_token_follows(mine, row["segment_ids"])
+            yield encode_row(StoredRow(start + offset, row["digest"].tobytes(), stored), config)
+        bar.update(group)
+
+
+def _check_tokens(tokens: np.ndarray, first: int, vocab_size: int) -> None:
+    # On a device an id outside the embedding is clamped without a word.
+    if tokens.max() >= vocab_size:
+        raise UserError(
+            field=f"rows from {first} on",
+            got=f"token id {tokens.max()}",
+            wanted=f"ids below the teacher's vocabulary of {vocab_size}",
+            fix="give the teacher that belongs to the rows' tokenizer",
+        )
+
+
+def _only_where_a_token_follows(targets: TeacherTargets, segments: np.ndarray) -> TeacherTargets:
+    """Blank the ends of documents and the padding: what a teacher says there is about nothing."""
+    follows = np.append((segments[1:] == segments[:-1]) & (segments[1:] != 0), False)
+    return TeacherTargets(
+        np.where(follows[:, None], targets.candidate_ids, -1),
+        np.where(follows[:, None], targets.candidate_log_probs, -np.inf),
+        np.where(follows, targets.tail_log_prob, -np.inf),
+    )
+
+
+def _write_shard(directory: epath.Path, name: str, rows: range, records: Iterator[bytes]) -> Shard:
+    aside = directory / f".{name}.part"
+    with contextlib.closing(ArrayRecordWriter(os.fspath(aside), _WRITER_OPTIONS)) as writer:
+        for record in records:
+            writer.write(record)
+    # On disk before the manifest speaks of it: a power cut must not leave an empty shard behind.
+    with open(aside, "rb+") as stream:
+        os.fsync(stream.fileno())
+    shard = Shard(name, rows.start, len(rows), aside.stat().length, file_sha256(aside))
+    aside.replace(directory / name)
+    return shard
+
+
+class _Progress:
+    """A bar over rows that also shows tokens a second, padding left out."""
+
+    def __init__(self, description: str, total: int, done: int) -> None:
+        self._bar = progress(total, description=description, unit="row", initial=done)
+        self._tokens = 0
+        self._started = time.monotonic()
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, rows: list[dict[str, np.ndarray]]) -> None:
+        """Count rows that are scored and encoded."""
+        self._tokens += sum(int(np.count_nonzero(row["segment_ids"])) for row in rows)
+        rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
+        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+        self._bar.update(len(rows))

@@ -1,0 +1,32 @@
+"""A teacher from a minillm model folder: model.json, tokenizer.model, checkpoints/."""
+
+from etils import epath
+from jax.sharding import Mesh
+
+from minillm.core.checkpoint import MODEL_DESCRIPTION, load_params, read_model_description
+from minillm.core.errors import UserError
+from minillm.data.tokenizer import BPETokenizer
+from minillm.model.config import ModelConfig
+from minillm.model.functional import ModelFunction
+from minillm.teachers.teacher import Teacher
+
+
+def checkpoint_teacher(directory: epath.Path, *, mesh: Mesh) -> Teacher:
+    """The newest checkpoint of a folder that a training wrote, each tensor onto its own shards.
+
+    Raises:
+        UserError: a part of the folder is missing or is none of that model's.
+    """
+    description = directory / MODEL_DESCRIPTION
+    config = ModelConfig.from_dict(read_model_description(directory), field=str(description))
+    tokenizer = BPETokenizer.load(directory)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UserError(
+            field=f"{directory}: tokenizer.model",
+            got=f"{tokenizer.vocab_size} pieces",
+            wanted=f"{config.vocab_size}, the vocabulary of the model beside it",
+            fix="put the tokenizer.model there with which the model was trained",
+        )
+    function = ModelFunction(config)
+    params = load_params(directory, function.abstract(mesh))
+    return Teacher(function.bind(params), tokenizer=tokenizer)
