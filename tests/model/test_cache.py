@@ -9,13 +9,12 @@ from flax import nnx
 
 from minillm.core.errors import UserError
 from minillm.model.cache import PromptSpan, fill_ring, init_cache
-from tests.model.conftest import SMALL, build, forward
+from tests.model.models import SMALL, build, forward
 from tests.tolerances import TOLERANCES
 
 LOGITS = TOLERANCES["float32"].logits
 ROWS = np.arange(3)
 LENGTHS = np.array([4, 9, 6])
-
 
 
 @functools.partial(nnx.jit, static_argnames="max_length")
@@ -26,7 +25,6 @@ def prefill(model, prompts, max_length, valid=None):
 @nnx.jit
 def decode(model, ids, cache):
     return model.decode_step(ids, cache)
-
 
 
 def padded_prompts(tokens, side):
@@ -86,7 +84,7 @@ def test_fill_ring_puts_each_position_in_its_slot():
 
 
 def test_bfloat16_caches_decode_close_to_the_forward_pass(tokens):
-    config = dataclasses.replace(SMALL, compute_dtype="bfloat16", num_layers=2, logit_soft_cap=None)
+    config = dataclasses.replace(SMALL, compute_dtype="bfloat16", num_layers=2, windows=(5,))
     model = build(config)
     full = forward(model, tokens)
     logits, cache = prefill(model, tokens[:, :9], 18)
@@ -104,9 +102,8 @@ def test_prompts_longer_than_the_cache_are_an_error(small_model, tokens):
 def test_decode_program_size_does_not_grow_with_depth(tokens):
     def equations(layers):
         config = dataclasses.replace(SMALL, num_layers=layers)
-        model = nnx.eval_shape(lambda: build(config))
         cache = jax.eval_shape(lambda: init_cache(config, 3, 18))
-        graph, weights = nnx.split(model)
+        graph, weights = nnx.split(build(config))
         program = jax.make_jaxpr(lambda w, c: nnx.merge(graph, w).decode_step(tokens[:, 0], c))
         return str(program(weights, cache)).count(" = ")
 

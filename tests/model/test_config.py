@@ -8,7 +8,7 @@ from flax import nnx
 from minillm.core.errors import UserError
 from minillm.model.config import ModelConfig
 from minillm.model.transformer import Transformer
-from tests.model.conftest import SMALL
+from tests.model.models import SMALL
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 from flax import nnx
 
 from minillm.model.layers import GatedMLP, apply_rope, rms_norm, rope_rotation, soft_cap
-from tests.model.conftest import SMALL
+from tests.model.models import SMALL
 from tests.tolerances import TOLERANCES
 
 F32 = TOLERANCES["float32"].output

@@ -9,27 +9,29 @@ from flax import nnx
 from minillm.core import axes
 from minillm.core.sharding import MeshConfig, make_mesh
 from minillm.model.transformer import Transformer, param_axes
-from tests.model.conftest import SMALL, build, forward
+from tests.model.models import SMALL, build, forward
 from tests.tolerances import TOLERANCES
 
 F32, BF16 = TOLERANCES["float32"], TOLERANCES["bfloat16"]
 
 
-def apply(config, weights, tokens, **kwargs):
-    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-    return nnx.merge(nnx.graphdef(model), weights)(tokens, **kwargs)
+# The smallest model that still scans.
+TWO_LAYERS = dataclasses.replace(SMALL, windows=(5,), num_layers=2)
 
 
-def loss_and_gradient(config, weights, tokens):
+def loss_and_gradient(model, tokens):
+    graph, weights = nnx.split(model)
+
     def loss(weights):
-        return jnp.mean(jax.nn.logsumexp(apply(config, weights, tokens), -1) ** 2)
+        logits = nnx.merge(graph, weights)(tokens)
+        return jnp.mean(jax.nn.logsumexp(logits, -1) ** 2)
 
     return jax.jit(jax.value_and_grad(loss))(weights)
 
 
 @pytest.fixture(scope="module")
-def reference_gradient(small_model, tokens):
-    return loss_and_gradient(SMALL, nnx.state(small_model), tokens)
+def reference_gradient(tokens):
+    return loss_and_gradient(build(TWO_LAYERS), tokens)
 
 
 def test_logits_are_float32_and_capped(full_logits):
@@ -39,14 +41,16 @@ def test_logits_are_float32_and_capped(full_logits):
 
 
 def test_fresh_logits_have_unit_size():
-    config = dataclasses.replace(SMALL, hidden_size=64, vocab_size=200, logit_soft_cap=None)
+    config = dataclasses.replace(
+        SMALL, hidden_size=64, vocab_size=200, num_layers=2, windows=(None,), logit_soft_cap=None
+    )
     model = nnx.jit(lambda: Transformer(config, rngs=nnx.Rngs(0)))()
     logits = forward(model, jnp.arange(24)[None])
     assert 0.5 < float(jnp.std(logits)) < 2.0
 
 
-def test_every_parameter_gets_a_finite_gradient(reference_gradient):
-    _, gradient = reference_gradient
+def test_every_parameter_of_every_layer_gets_a_finite_gradient(small_model, tokens):
+    _, gradient = loss_and_gradient(small_model, tokens)
     leaves = nnx.to_flat_state(gradient)
     assert len(leaves) == 12
     for path, leaf in leaves:
@@ -59,11 +63,9 @@ def test_every_parameter_gets_a_finite_gradient(reference_gradient):
 @pytest.mark.parametrize(
     "changes", [{"remat": "dots"}, {"remat": "full"}, {"scan_layers": False}], ids=str
 )
-def test_neither_remat_nor_unrolling_changes_the_gradient(
-    changes, reference_gradient, small_model, tokens
-):
-    config = dataclasses.replace(SMALL, **changes)
-    loss, gradient = loss_and_gradient(config, nnx.state(small_model), tokens)
+def test_neither_remat_nor_unrolling_changes_the_gradient(changes, reference_gradient, tokens):
+    model = build(dataclasses.replace(TWO_LAYERS, **changes))
+    loss, gradient = loss_and_gradient(model, tokens)
     np.testing.assert_allclose(loss, reference_gradient[0], rtol=F32.output)
     for got, expected in zip(
         jax.tree.leaves(gradient), jax.tree.leaves(reference_gradient[1]), strict=True
@@ -77,9 +79,7 @@ def test_packed_segments_equal_separate_documents(small_model, tokens, full_logi
     row = jnp.concatenate([tokens[0, :10], tokens[1, :7], jnp.zeros(1, jnp.int32)])[None]
     segments = jnp.array([[1] * 10 + [2] * 7 + [0]])
     restarting = jnp.concatenate([jnp.arange(10), jnp.arange(7), jnp.zeros(1, jnp.int32)])[None]
-    run = nnx.jit(
-        lambda model, positions: model(row, positions=positions, segment_ids=segments)
-    )
+    run = nnx.jit(lambda model, positions: model(row, positions=positions, segment_ids=segments))
     for positions in (restarting, jnp.arange(18)[None]):
         logits = run(small_model, positions)
         np.testing.assert_allclose(logits[0, :10], full_logits[0, :10], atol=F32.logits)
@@ -89,17 +89,15 @@ def test_packed_segments_equal_separate_documents(small_model, tokens, full_logi
 
 def test_a_token_reaches_as_far_as_the_windows_of_all_layers(tokens):
     config = dataclasses.replace(SMALL, windows=(3,), num_layers=2)
-    weights = nnx.state(build(config))
-    logits = jax.jit(lambda ids: apply(config, weights, ids))
+    model = build(config)
     changed = tokens.at[:, 4].set((tokens[:, 4] + 1) % config.vocab_size)
-    differs = np.any(np.asarray(logits(tokens) != logits(changed)), axis=(0, 2))
+    differs = np.any(np.asarray(forward(model, tokens) != forward(model, changed)), axis=(0, 2))
     # Two layers, each looking back over 3 - 1 tokens before its own.
     np.testing.assert_array_equal(np.flatnonzero(differs), [4, 5, 6, 7, 8])
 
 
-def test_bfloat16_compute_is_close_and_keeps_float32_logits(small_model, tokens, full_logits):
-    config = dataclasses.replace(SMALL, compute_dtype="bfloat16")
-    logits = jax.jit(lambda w: apply(config, w, tokens))(nnx.state(small_model))
+def test_bfloat16_compute_is_close_and_keeps_float32_logits(tokens, full_logits):
+    logits = forward(build(dataclasses.replace(SMALL, compute_dtype="bfloat16")), tokens)
     assert logits.dtype == jnp.float32
     scale = float(jnp.abs(full_logits).max())
     np.testing.assert_allclose(logits, full_logits, atol=BF16.logits * scale)
@@ -108,9 +106,9 @@ def test_bfloat16_compute_is_close_and_keeps_float32_logits(small_model, tokens,
 def test_program_size_does_not_grow_with_depth(tokens):
     def equations(layers, windows):
         config = dataclasses.replace(SMALL, num_layers=layers, windows=windows)
-        weights = nnx.eval_shape(lambda: nnx.state(Transformer(config, rngs=nnx.Rngs(0))))
-        program = jax.make_jaxpr(jax.grad(lambda w: apply(config, w, tokens).sum()))(weights)
-        return str(program).count(" = ")
+        graph, weights = nnx.split(build(config))
+        program = jax.make_jaxpr(jax.grad(lambda w: nnx.merge(graph, w)(tokens).sum()))
+        return str(program(weights)).count(" = ")
 
     assert equations(2, (4,)) == equations(24, (4,))
     assert equations(4, (4, None)) == equations(24, (4, None))

@@ -1,0 +1,54 @@
+"""The one definition of the window, and the ranges that follow from it.
+
+Positions count keys: key s stands at position s, and query t of T over S keys stands at
+position t + (S - T), so that the last query sits on the last key. A query sees a key when
+`0 <= q_pos - k_pos < window` and, where segments are given, both carry the same non-zero id.
+Ranges are half open.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+def visible(
+    q_pos: Int[Array, "..."], k_pos: Int[Array, "..."], window: int | None
+) -> Bool[Array, "..."]:
+    """Whether a query at `q_pos` reaches a key at `k_pos`; the arguments broadcast.
+
+    `window = W` is the query's own position and the W - 1 before it; None has no lower end.
+    """
+    distance = q_pos - k_pos
+    reached = distance >= 0
+    return reached if window is None else reached & (distance < window)
+
+
+def same_segment(q_segment: Int[Array, "..."], k_segment: Int[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether two tokens belong to one segment; padding (id 0) belongs to none."""
+    return (q_segment == k_segment) & (q_segment != 0)
+
+
+def attention_mask(
+    queries: int,
+    keys: int,
+    window: int | None,
+    segment_ids: Int[Array, "B T"] | None = None,
+) -> Bool[Array, "b T S"]:
+    """The whole mask, b = B with segments and 1 without; for oracles and tests only."""
+    q_pos = jnp.arange(queries)[:, None] + (keys - queries)
+    mask = visible(q_pos, jnp.arange(keys)[None, :], window)[None]
+    if segment_ids is None:
+        return mask
+    return mask & same_segment(segment_ids[:, :, None], segment_ids[:, None, :])
+
+
+def key_range(first: int, stop: int, window: int | None) -> tuple[int, int]:
+    """Keys that some query at a position in [first, stop) can see."""
+    return (0 if window is None else max(0, first - window + 1)), stop
+
+
+def query_range(first: int, stop: int, window: int | None, positions: int) -> tuple[int, int]:
+    """Query positions, below `positions`, that can see some key in [first, stop).
+
+    Not the key range mirrored: key j is seen from j up to j + window - 1.
+    """
+    return first, (positions if window is None else min(positions, stop - 1 + window))

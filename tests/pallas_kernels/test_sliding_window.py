@@ -1,0 +1,169 @@
+"""The public op: transformations, choice of implementation, and what its errors say."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import sliding_window_attention
+from tests.pallas_kernels.attention_cases import make_case, run, run_oracle
+from tests.tolerances import TOLERANCES
+
+EXACT = TOLERANCES["float32"]
+
+
+def test_none_chooses_the_banded_implementation():
+    case = make_case()
+    chosen, banded = (
+        run(case, jnp.float32, window=5, implementation=name) for name in (None, "xla")
+    )
+    for a, b in zip(chosen, banded, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_reference_equals_a_softmax_over_the_visible_keys_alone():
+    case = make_case(queries=12, heads=4, kv_heads=2, sinks=True)
+    out = run_oracle(case, window=3, soft_cap=4.0)[0]
+    for b, t, n in np.ndindex(2, 12, 4):
+        seen = slice(max(0, t - 2), t + 1)
+        logits = case.k[b, seen, n // 2] @ case.q[b, t, n] / 4  # sqrt(head size 16)
+        logits = np.append(4 * np.tanh(logits / 4), case.sinks[n])
+        weights = np.exp(logits) / np.exp(logits).sum()
+        np.testing.assert_allclose(out[b, t, n], weights[:-1] @ case.v[b, seen, n // 2], atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [20, None])
+def test_matches_the_dot_product_attention_of_jax_nn(window):
+    (q, k, v, _), _ = make_case(queries=100, heads=4, kv_heads=2).cast(jnp.float32)
+    # jax.nn leaves the query's own position out of the count.
+    left = None if window is None else (window - 1, 0)
+    theirs = jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=left)
+    ours = sliding_window_attention(q, k, v, window=window)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=EXACT.output)
+
+
+def test_reference_padding_has_zero_output_and_finite_gradients():
+    ids = np.array([[1] * 10 + [0] * 30, [0] * 40], np.int32)
+    results = run_oracle(make_case(), window=4, segment_ids=ids)
+    assert all(np.isfinite(x).all() for x in results)
+    assert not results[0][ids == 0].any()
+
+
+def gradient_of(attend, *arrays):
+    return jax.jit(jax.grad(lambda *x: (attend(*x) ** 2).sum(), argnums=(0, 1, 2)))(*arrays)
+
+
+@pytest.fixture
+def arrays():
+    (q, k, v, _), _ = make_case(batch=3, queries=150, heads=2, kv_heads=1).cast(jnp.float32)
+    return q, k, v
+
+
+def attend(q, k, v):
+    return sliding_window_attention(q, k, v, window=30)
+
+
+def assert_same_gradients(got, wanted):
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=EXACT.gradient)
+
+
+def test_gradients_agree_under_checkpoint_and_outside_of_jit(arrays):
+    wanted = gradient_of(attend, *arrays)
+    eager = jax.grad(lambda *x: (attend(*x) ** 2).sum(), argnums=(0, 1, 2))(*arrays)
+    assert_same_gradients(eager, wanted)
+    assert_same_gradients(gradient_of(jax.checkpoint(attend), *arrays), wanted)
+
+
+def test_gradients_agree_under_vmap(arrays):
+    def one_by_one(q, k, v):
+        return jax.vmap(attend)(q[:, None], k[:, None], v[:, None])[:, 0]
+
+    assert_same_gradients(gradient_of(one_by_one, *arrays), gradient_of(attend, *arrays))
+
+
+def test_gradients_agree_under_scan(arrays):
+    def one_by_one(q, k, v):
+        rows = (q[:, None], k[:, None], v[:, None])
+        return jax.lax.scan(lambda carry, row: (carry, attend(*row)), 0, rows)[1][:, 0]
+
+    assert_same_gradients(gradient_of(one_by_one, *arrays), gradient_of(attend, *arrays))
+
+
+def test_segment_ids_may_be_traced_and_mapped():
+    (q, k, v, _), _ = make_case(batch=2, queries=70).cast(jnp.float32)
+    ids = jnp.asarray([[1] * 30 + [2] * 40, [1] * 60 + [0] * 10])
+
+    def with_segments(q, k, v, ids):
+        return sliding_window_attention(q, k, v, window=20, segment_ids=ids)
+
+    mapped = jax.vmap(lambda *x: with_segments(*(y[None] for y in x))[0])
+    np.testing.assert_allclose(
+        jax.jit(mapped)(q, k, v, ids), with_segments(q, k, v, ids), rtol=0, atol=EXACT.output
+    )
+
+
+def zeros(*shape, dtype=jnp.float32):
+    return jnp.zeros(shape, dtype)
+
+
+BAD = {
+    "window below one": ({"window": 0}, "window: got 0; wanted an int >= 1, or None; fix: "),
+    "window no int": ({"window": 2.0}, "window: got 2.0; wanted an int >= 1"),
+    "window a bool": ({"window": True}, "window: got True"),
+    "scale an array": ({"scale": zeros()}, "scale: got Array"),
+    "scale infinite": ({"scale": float("inf")}, "scale: got inf; wanted a finite"),
+    "soft cap zero": ({"soft_cap": 0.0}, "soft_cap: got 0.0; wanted a positive"),
+    "rank": ({"q": zeros(2, 8, 16)}, "q: got shape (2, 8, 16); wanted [B, T, N, H]"),
+    "empty axis": ({"k": zeros(2, 0, 2, 16)}, "k: got shape (2, 0, 2, 16)"),
+    "values unlike keys": ({"v": zeros(2, 8, 1, 16)}, "v: got shape (2, 8, 1, 16)"),
+    "head size": (
+        {"k": zeros(2, 8, 2, 8), "v": zeros(2, 8, 2, 8)},
+        "k: got shape (2, 8, 2, 8); wanted batch 2 and head size 16",
+    ),
+    "head counts": (
+        {"k": zeros(2, 8, 3, 16), "v": zeros(2, 8, 3, 16)},
+        "k: got 3 key/value heads; wanted a divisor of the 4 query heads",
+    ),
+    "mixed dtypes": ({"v": zeros(2, 8, 2, 16, dtype=jnp.bfloat16)}, "v: got bfloat16 beside q"),
+    "fewer keys": (
+        {"k": zeros(2, 7, 2, 16), "v": zeros(2, 7, 2, 16)},
+        "k: got 7 keys for 8 queries; wanted at least 8",
+    ),
+    "sinks": ({"sinks": zeros(2)}, "sinks: got shape (2,); wanted shape (4,)"),
+    "segment shape": (
+        {"segment_ids": zeros(2, 7, dtype=jnp.int32)},
+        "segment_ids: got shape (2, 7) with T = 8, S = 8; wanted shape (2, 8) and T == S",
+    ),
+    "segments with more keys": (
+        {
+            "k": zeros(2, 9, 2, 16),
+            "v": zeros(2, 9, 2, 16),
+            "segment_ids": zeros(2, 8, dtype=jnp.int32),
+        },
+        "segment_ids: got shape (2, 8) with T = 8, S = 9",
+    ),
+    "segment dtype": ({"segment_ids": zeros(2, 8)}, "segment_ids: got dtype float32"),
+    "kernels to come": (
+        {"implementation": "mosaic_tpu"},
+        'implementation: got \'mosaic_tpu\'; wanted one of "xla", "reference", or None; '
+        "fix: this version has no Mosaic kernels yet",
+    ),
+    "unknown implementation": ({"implementation": "cuda"}, "implementation: got 'cuda'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_name_the_field_and_the_fix(name):
+    changes, message = BAD[name]
+    arguments = {
+        "q": zeros(2, 8, 4, 16),
+        "k": zeros(2, 8, 2, 16),
+        "v": zeros(2, 8, 2, 16),
+        "window": 4,
+    }
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        sliding_window_attention(**(arguments | changes))
+    assert "; fix: " in str(caught.value)
