@@ -6,7 +6,6 @@ verify(problem)
 
 from minillm.problems.generator import DOMAINS, FAMILIES, LEVELS, families, make, split_of, stream
 from minillm.problems.problem import Claim, Problem
-from minillm.problems.tables import arithmetic_table
 from minillm.problems.verify import VerificationError, verify
 
 __all__ = [
@@ -16,7 +15,6 @@ __all__ = [
     "Claim",
     "Problem",
     "VerificationError",
-    "arithmetic_table",
     "families",
     "make",
     "split_of",

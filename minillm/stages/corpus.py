@@ -37,7 +37,6 @@ class CorpusConfig:
         heldout_per_domain: how many for each of validation and test, each problem once.
         domains, levels: which problems; an empty tuple of domains means all six.
         texts: files of the user's own; empty for the text that comes with minillm.
-        tables: documents of arithmetic facts for training.
     """
 
     seed: int = 0
@@ -46,7 +45,6 @@ class CorpusConfig:
     domains: tuple[str, ...] = ()
     levels: tuple[int, ...] = (0,)
     texts: tuple[str, ...] = ()
-    tables: int = 3_000
 
 
 def make_corpus(directory: epath.PathLike, config: CorpusConfig) -> Manifest:
@@ -65,9 +63,6 @@ def make_corpus(directory: epath.PathLike, config: CorpusConfig) -> Manifest:
     for path in sources:
         for text in _documents(path):
             records[_text_split(text)].append({"text": text, "domain": "text"})
-    for index in range(config.tables):
-        table = problems.arithmetic_table(config.seed, index)
-        records["train"].append({"text": table, "domain": "tables"})
     # Mixed, so that packing finds short documents for the ends of rows.
     random.Random(config.seed).shuffle(records["train"])
     counts: dict[str, Any] = {}

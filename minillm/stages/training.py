@@ -85,6 +85,13 @@ def run_training(
     """
     directory = epath.Path(directory)
     given = _open_inputs(rows, tokenizer, stores, init_from)
+    if model.vocab_size != given.tokenizer.vocab_size:
+        raise UserError(
+            field="model.vocab_size",
+            got=model.vocab_size,
+            wanted=f"{given.tokenizer.vocab_size}, the pieces of {tokenizer}",
+            fix="set it, or give the tokenizer that goes with the model",
+        )
     opened = _open_folder(directory, model, config, given)
     if opened.complete:
         return opened

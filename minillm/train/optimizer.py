@@ -91,10 +91,11 @@ def _matrix(names: Axes) -> "optax.contrib.MuonDimensionNumbers | None":
     """Which dimensions of a weight are inputs and which outputs; None for what is no matrix.
 
     A weight maps from the model width (`embed` first) or onto it (`embed` last); the stacked
-    `layers` dimension is a batch. Embeddings are tables, not maps, and stay with AdamW.
+    `layers` dimension is a batch. Embeddings are tables, not maps, and stay with AdamW, as do
+    biases.
     """
     dims = [index for index, name in enumerate(names) if name != axes.LAYERS]
-    if len(dims) < 2 or axes.VOCAB in names:
+    if len(dims) < 2 or axes.EMBED not in names or axes.VOCAB in names:
         return None
     if names[dims[0]] == axes.EMBED:
         return optax.contrib.MuonDimensionNumbers((dims[0],), tuple(dims[1:]))

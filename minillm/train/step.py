@@ -100,7 +100,8 @@ def make_train_step(
 
     Returns:
         A function `(state, batch) -> (state, metrics)`; metrics are scalars: `loss`, `tokens`
-        (of all hosts, padding left out), `gradient_norm`, `learning_rate`, and each term's `<name>_total` and `<name>_weight`.
+        (of all hosts, padding left out), `gradient_norm`, `learning_rate`, and each term's
+        `<name>_total` and `<name>_weight`.
     """
 
     def objective(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, LossSum]]:

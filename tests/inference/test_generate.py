@@ -31,7 +31,7 @@ SAMPLER = Sampler(temperature=1.5)
 
 def continued(model, prompts, **changes):
     settings = {"max_new_tokens": NEW, "eos_id": EOS, "pad_id": PAD} | changes
-    return generate(model, prompts, **settings)
+    return generating.generate(model, prompts, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,14 @@ AXES = {
     "into_heads": (axes.LAYERS, axes.EMBED, axes.HEADS, axes.HEAD_DIM),
     "out_of_heads": (axes.LAYERS, axes.HEADS, axes.HEAD_DIM, axes.EMBED),
     "scale": (axes.LAYERS, axes.EMBED),
+    "bias": (axes.LAYERS, axes.KV_HEADS, None, axes.HEAD_DIM),
 }
 SHAPES = {
     "table": (7, 8),
     "into_heads": (3, 8, 2, 4),
     "out_of_heads": (3, 2, 4, 8),
     "scale": (3, 8),
+    "bias": (3, 2, 3, 4),
 }
 
 
@@ -54,7 +56,7 @@ def test_muon_updates_matrices_to_equal_singular_values_and_leaves_the_rest_to_a
             # Five Newton-Schulz steps leave the singular values between 0.7 and 1.2 of the target.
             assert values.max() / values.min() < 2.0
         assert np.sqrt(np.mean(np.square(updates[name]))) == pytest.approx(0.2, rel=0.15)
-    for name in ("table", "scale"):
+    for name in ("table", "scale", "bias"):
         # The first update of AdamW (here with Nesterov momentum) is as large everywhere, and
         # goes against the gradient.
         sizes = np.asarray(-updates[name] * np.sign(params[name]))
@@ -62,11 +64,12 @@ def test_muon_updates_matrices_to_equal_singular_values_and_leaves_the_rest_to_a
         assert sizes.flat[0] > 0
 
 
-def test_weight_decay_leaves_scales_alone():
+def test_weight_decay_leaves_scales_and_biases_alone():
     params = {name: jnp.ones(shape) for name, shape in SHAPES.items()}
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=0, weight_decay=0.5)
     optimizer = make_optimizer(config, 10, AXES)
     nothing = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(nothing, optimizer.init(params), params)
     assert float(jnp.abs(updates["scale"]).max()) == 0.0
+    assert float(jnp.abs(updates["bias"]).max()) == 0.0
     assert float(jnp.abs(updates["into_heads"]).min()) == pytest.approx(0.5)

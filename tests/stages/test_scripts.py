@@ -1,0 +1,131 @@
+"""The launch scripts as a user starts them: what they print, and how they fail."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SMALL = [
+    "--hidden-size=16",
+    "--num_layers=1",
+    "--num-heads=2",
+    "--intermediate_size=16",
+    "--vocab_size=420",
+    "--max_seq_length=128",
+    "--batch_size=4",
+    "--num_epochs=0.2",
+]
+
+
+def launch(script, *arguments, check=True):
+    done = subprocess.run(
+        [sys.executable, f"launch/{script}.py", *map(str, arguments)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model folder that launch/train.py made from the mock data."""
+    root = tmp_path_factory.mktemp("train")
+    done = launch("train", "--use_mock", "--output-dir", root, *SMALL)
+    assert f"generate:   python launch/generate_math_solutions.py --model_path {root}/model" in (
+        done.stdout
+    )
+    return root
+
+
+def test_every_stage_runs_on_what_the_one_before_it_wrote(trained, tmp_path):
+    store, student, tuned = (tmp_path / name for name in ("store", "student", "math"))
+    rows, tokenizer = trained / "rows", trained / "tokenizer" / "tokenizer.model"
+    launch("precompute_teacher", f"--teacher={trained}/model", f"--data={rows}", f"--output_dir={store}")
+    launch(
+        "knowledge_transfer",
+        f"--teacher_store={store},{store}",
+        f"--train_data={rows}",
+        f"--tokenizer_path={tokenizer}",
+        f"--output_dir={student}",
+        "--config.epochs=0.2",
+        "--config.model.hidden_size=16",
+        "--config.model.num_layers=1",
+        "--config.model.head_dim=4",
+    )
+    problems = tmp_path / "mine.jsonl"
+    record = {"problem": "Compute 1+1", "solution": "1+1=2", "answer": "2"}
+    problems.write_text("\n".join(json.dumps(record) for _ in range(90)))
+    launch(
+        "finetune_math",
+        f"--model_path={student}",
+        f"--problems_path={problems}",
+        f"--output_dir={tuned}",
+        "--config.epochs=1",
+        "--config.run.batch_size=2",
+    )
+    done = launch(
+        "evaluate_math",
+        f"--model_path={tuned}/model",
+        f"--problems_path={problems}",
+        "--config.max_new_tokens=4",
+    )
+    assert "all problems" in done.stdout and "90" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--problem", "Find the derivative of f(x) = x³ - 2x² + 4x - 1"], ["--random"]],
+    ids=["problem", "random"],
+)
+def test_solution_is_printed_with_the_word_of_the_checker(trained, arguments):
+    done = launch(
+        "generate_math_solutions",
+        f"--model_path={trained}/model",
+        "--config.max_new_tokens=8",
+        *arguments,
+    )
+    assert "Problem: " in done.stdout and "Checker: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("train", [], ["data_path", "--use_mock"]),
+        ("train", ["--data_path=nowhere.txt"], ["nowhere.txt"]),
+        ("train", ["--use_mock", "--hidden_size=30", "--num_heads=4"], ["num_heads", "try"]),
+        ("train", ["--use_mock", "--hiden_size=30"], ["hiden_size"]),
+        ("train", ["--use_mock", "stray"], ["stray"]),
+        ("quickstart", ["--config.scale=huge"], ["scale", "huge", "quick, smoke, hour"]),
+        ("quickstart", ["--config.corpus.sed=1"], ["sed"]),
+        ("precompute_teacher", ["--teacher=nowhere", "--data=nowhere"], ["nowhere"]),
+        ("generate_math_solutions", ["--problem=x", "--random"], ["--problem TEXT or --random"]),
+        ("generate_math_solutions", ["--random", "--model_path=nowhere"], ["nowhere", "model.json"]),
+        ("evaluate_math", [], ["model_path"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(script, arguments, words, tmp_path, monkeypatch):
+    done = launch(script, *arguments, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_bad_records_of_a_user_are_named_before_anything_is_written(trained, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([{"problem": "1+1", "solution": "2", "answer": "2"}, {"problem": 3}]))
+    output = tmp_path / "out"
+    done = launch(
+        "finetune_math",
+        f"--model_path={trained}/model",
+        f"--problems_path={path}",
+        f"--output_dir={output}",
+        check=False,
+    )
+    assert done.returncode == 2 and not output.exists()
+    assert all(word in done.stderr for word in ("mine.json", "2", "problem"))
