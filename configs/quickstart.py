@@ -58,16 +58,16 @@ def _quick() -> QuickstartConfig:
     distil = LossConfig(cross_entropy=0.3, distillation=0.7)
     return QuickstartConfig(
         scale="quick",
-        corpus=CorpusConfig(train_problems=15_000, heldout_per_domain=60),
+        corpus=CorpusConfig(train_problems=15_000, heldout_per_domain=110),
         tokenizer=TokenizerConfig(vocab_size=VOCAB),
         rows=RowsConfig(row_length=128),
         precompute=PrecomputeConfig(candidates=16, batch_size=64, rows_per_shard=1024),
         evaluation=EvaluationConfig(batch_size=64, max_new_tokens=140),
         teacher_model=_model(128, 3, 4),
         student_model=_model(96, 3, 4),
-        teacher_run=_run(1_900),
-        student_run=_run(1_100, loss=distil),
-        finetune_run=_run(3_600),
+        teacher_run=_run(2_300),
+        student_run=_run(1_300, loss=distil),
+        finetune_run=_run(5_000),
     )
 
 

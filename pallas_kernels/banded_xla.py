@@ -5,10 +5,12 @@ in itself. The forward pass keeps nothing but its inputs; the backward pass make
 probabilities again and adds the tile's share of dk and dv where its keys lie. A key at position j
 thereby collects from exactly the query blocks that cover [j, j + window - 1].
 
-The tile is written for XLA's CPU backend, where it decides how fast a small model trains:
-matrices are rank 3 with (batch, kv head) in front, the mask is an array that is added, and every
-intermediate has one reader. That form becomes one fused loop that holds a tile's logits in cache;
-a `select`, or a log-sum-exp saved on the side, breaks it up and costs a third of the speed.
+The tile is written for XLA's CPU backend, where it decides how fast a small model trains. Keys
+are rows and queries columns, which makes the products of dk and dv plain row-major ones; the mask
+is an array that is added, and every intermediate has one reader. That form becomes one fused loop
+that holds a tile's logits in cache; a `select`, or a log-sum-exp saved on the side, breaks it up
+and costs a third of the speed. Batch and key/value heads stay separate axes, so that a mesh can
+split both without a collective.
 """
 
 import dataclasses
@@ -50,40 +52,23 @@ def _product(equation: str, a: Array, b: Array) -> Array:
 
 
 def _pack(x: Array, kv_heads: int, span: Span) -> Array:
-    """[B, T, N, H] to the span's [steps, B*K, G*block, H], filled up with zeros."""
+    """[B, T, N, H] to the span's [steps, B, K, G*block, H], filled up with zeros."""
     batch, queries, heads, head_dim = x.shape
     x = x[:, span.first : span.stop]
     x = jnp.pad(x, ((0, 0), (0, max(0, span.stop - queries)), (0, 0), (0, 0)))
     x = x.reshape(batch, span.steps, span.block, kv_heads, heads // kv_heads, head_dim)
     x = x.transpose(1, 0, 3, 4, 2, 5)
-    return x.reshape(span.steps, batch * kv_heads, -1, head_dim)
+    return x.reshape(span.steps, batch, kv_heads, -1, head_dim)
 
 
-def _unpack(parts: list[Array], shape: tuple[int, ...], kv_heads: int, plan: list[Span]) -> Array:
+def _unpack(parts: list[Array], shape: tuple[int, ...], plan: list[Span]) -> Array:
     """The inverse of `_pack` over all spans, cut back to the real queries."""
     batch, queries, heads, head_dim = shape
     rows = []
     for x, span in zip(parts, plan, strict=True):
-        x = x.reshape(span.steps, batch, kv_heads, heads // kv_heads, span.block, head_dim)
-        x = x.transpose(1, 0, 4, 2, 3, 5)
+        x = x.reshape(span.steps, batch, heads, span.block, head_dim).transpose(1, 0, 3, 2, 4)
         rows.append(x.reshape(batch, span.steps * span.block, heads, head_dim))
     return jnp.concatenate(rows, axis=1)[:, :queries]
-
-
-def _pack_keys(x: Array) -> Array:
-    """[B, S, K, H] to [B*K, S, H]."""
-    return x.transpose(0, 2, 1, 3).reshape(-1, x.shape[1], x.shape[3])
-
-
-def _unpack_keys(x: Array, shape: tuple[int, ...]) -> Array:
-    batch, keys, kv_heads, head_dim = shape
-    return x.reshape(batch, kv_heads, keys, head_dim).transpose(0, 2, 1, 3)
-
-
-def _sink_column(sinks: Array, batch: int, kv_heads: int, block: int, wide: jnp.dtype) -> Array:
-    """[N] to [B*K, G*block, 1], one value a row of a tile."""
-    per_row = jnp.repeat(sinks.astype(wide).reshape(kv_heads, -1), block, axis=1)
-    return jnp.tile(per_row, (batch, 1))[:, :, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +78,6 @@ class _Tiles:
     setting: _Setting
     queries: int
     keys: int
-    kv_heads: int
     segment_ids: Array | None
     sinks: Array | None
 
@@ -104,16 +88,16 @@ class _Tiles:
         return jnp.clip(stop - span.keys, 0, self.keys - span.keys)
 
     def bias(self, span: Span, step: Array, dtype: jnp.dtype) -> Array:
-        """0 where a query sees a key and a very negative number elsewhere: [b, block, keys]."""
+        """0 where a query sees a key and a very negative number elsewhere: [b, keys, block]."""
         first, start = span.first + step * span.block, self.key_start(span, step)
-        q_pos = first + jnp.arange(span.block)[:, None] + (self.keys - self.queries)
-        mask = visible(q_pos, start + jnp.arange(span.keys)[None, :], self.setting.window)[None]
+        q_pos = first + jnp.arange(span.block)[None, :] + (self.keys - self.queries)
+        mask = visible(q_pos, start + jnp.arange(span.keys)[:, None], self.setting.window)[None]
         if self.segment_ids is not None:
             overhang = max(0, span.stop - self.queries)
             q_segments = jnp.pad(self.segment_ids, ((0, 0), (0, overhang)))
             q_segments = lax.dynamic_slice_in_dim(q_segments, first, span.block, axis=1)
             k_segments = lax.dynamic_slice_in_dim(self.segment_ids, start, span.keys, axis=1)
-            mask = mask & same_segment(q_segments[:, :, None], k_segments[:, None, :])
+            mask = mask & same_segment(q_segments[:, None, :], k_segments[:, :, None])
         return jnp.where(mask, jnp.zeros((), dtype), _MASKED)
 
     def probabilities(
@@ -122,28 +106,29 @@ class _Tiles:
         """Softmax of one tile.
 
         Args:
-            q: [B*K, G*block, H]. k: [B*K, keys, H]. bias: [b, block, keys].
+            q: [B, K, G*block, H]. k: [B, K, keys, H]. bias: [b, keys, block].
 
         Returns:
-            The probabilities [B*K, G*block, keys]; those of the sinks [B*K, G*block, 1] if there
-            are any; the derivative of the soft cap, if there is one.
+            The probabilities [B, K, keys, G*block]; those of the sinks [B, K, 1, G*block] if
+            there are any; the derivative of the soft cap, if there is one.
         """
-        logits = _product("mth,msh->mts", q, k) * self.setting.scale
+        logits = _product("bksh,bkth->bkst", k, q) * self.setting.scale
         slope = None
         if self.setting.soft_cap is not None:
             capped = jnp.tanh(logits / self.setting.soft_cap)
             logits, slope = capped * self.setting.soft_cap, 1 - capped * capped
-        batch, block = q.shape[0] // self.kv_heads, bias.shape[1]
-        by_head = logits.reshape(batch, self.kv_heads, -1, block, k.shape[1])
-        logits = (by_head + bias[:, None, None]).reshape(logits.shape)
-        top = logits.max(axis=-1, keepdims=True)
+        block = bias.shape[2]
+        by_head = logits.reshape(*logits.shape[:3], -1, block)
+        logits = (by_head + bias[:, None, :, None]).reshape(logits.shape)
+        top = logits.max(axis=2, keepdims=True)
         if self.sinks is None:
             weights = jnp.exp(logits - top)
-            return weights / weights.sum(axis=-1, keepdims=True), None, slope
-        sink = _sink_column(self.sinks, batch, self.kv_heads, block, logits.dtype)
+            return weights / weights.sum(axis=2, keepdims=True), None, slope
+        sink = self.sinks.astype(logits.dtype).reshape(k.shape[1], 1, -1)
+        sink = jnp.repeat(sink, block, axis=2)
         top = jnp.maximum(top, sink)
         weights, sink_weight = jnp.exp(logits - top), jnp.exp(sink - top)
-        total = weights.sum(axis=-1, keepdims=True) + sink_weight
+        total = weights.sum(axis=2, keepdims=True) + sink_weight
         return weights / total, sink_weight / total, slope
 
 
@@ -169,23 +154,23 @@ def _attend(setting, q, k, v, segment_ids, sinks):
 
 def _forward(setting, q, k, v, segment_ids, sinks):
     kv_heads = k.shape[2]
-    tiles = _Tiles(setting, q.shape[1], k.shape[1], kv_heads, segment_ids, sinks)
+    tiles = _Tiles(setting, q.shape[1], k.shape[1], segment_ids, sinks)
     plan = plan_spans(q.shape[1], k.shape[1], setting.window)
-    packed_k, packed_v = _pack_keys(k), _pack_keys(v)
+    k_rows, v_rows = k.swapaxes(1, 2), v.swapaxes(1, 2)
 
     def attend_span(span: Span) -> Array:
         def step(carry, inputs):
             index, q_block = inputs
             start = tiles.key_start(span, index)
-            k_tile = lax.dynamic_slice_in_dim(packed_k, start, span.keys, axis=1)
-            v_tile = lax.dynamic_slice_in_dim(packed_v, start, span.keys, axis=1)
+            k_tile = lax.dynamic_slice_in_dim(k_rows, start, span.keys, axis=2)
+            v_tile = lax.dynamic_slice_in_dim(v_rows, start, span.keys, axis=2)
             bias = tiles.bias(span, index, _wide(q.dtype))
             p, _, _ = tiles.probabilities(q_block, k_tile, bias)
-            return carry, _product("mts,msh->mth", p.astype(v.dtype), v_tile)
+            return carry, _product("bkst,bksh->bkth", p.astype(v.dtype), v_tile)
 
         return _over_steps(step, None, _pack(q, kv_heads, span), span.steps)[1]
 
-    out = _unpack([attend_span(span) for span in plan], q.shape, kv_heads, plan)
+    out = _unpack([attend_span(span) for span in plan], q.shape, plan)
     out = _without_padding(out, segment_ids).astype(q.dtype)
     return out, (q, k, v, segment_ids, sinks)
 
@@ -193,35 +178,35 @@ def _forward(setting, q, k, v, segment_ids, sinks):
 def _backward(setting, saved, d_out):
     q, k, v, segment_ids, sinks = saved
     (batch, queries, heads, _), kv_heads, wide = q.shape, k.shape[2], _wide(q.dtype)
-    tiles = _Tiles(setting, queries, k.shape[1], kv_heads, segment_ids, sinks)
+    tiles = _Tiles(setting, queries, k.shape[1], segment_ids, sinks)
     plan = plan_spans(queries, k.shape[1], setting.window)
-    packed_k, packed_v = _pack_keys(k), _pack_keys(v)
+    k_rows, v_rows = k.swapaxes(1, 2), v.swapaxes(1, 2)
     d_out = _without_padding(d_out, segment_ids)
 
     def add_at(total: Array, start: Array, share: Array) -> Array:
-        old = lax.dynamic_slice_in_dim(total, start, share.shape[1], axis=1)
-        return lax.dynamic_update_slice_in_dim(total, old + share, start, axis=1)
+        old = lax.dynamic_slice_in_dim(total, start, share.shape[2], axis=2)
+        return lax.dynamic_update_slice_in_dim(total, old + share, start, axis=2)
 
     def differentiate_span(carry, span: Span):
         def step(carry, inputs):
             dk, dv, d_sinks = carry
             index, (q_block, do_block) = inputs
             start = tiles.key_start(span, index)
-            k_tile = lax.dynamic_slice_in_dim(packed_k, start, span.keys, axis=1)
-            v_tile = lax.dynamic_slice_in_dim(packed_v, start, span.keys, axis=1)
+            k_tile = lax.dynamic_slice_in_dim(k_rows, start, span.keys, axis=2)
+            v_tile = lax.dynamic_slice_in_dim(v_rows, start, span.keys, axis=2)
             bias = tiles.bias(span, index, wide)
             p, p_sink, slope = tiles.probabilities(q_block, k_tile, bias)
-            dp = _product("mth,msh->mts", do_block, v_tile)
+            dp = _product("bksh,bkth->bkst", v_tile, do_block)
             # delta from the tile rather than from the saved output: dp is in cache here.
-            delta = (p * dp).sum(axis=-1, keepdims=True)
+            delta = (p * dp).sum(axis=2, keepdims=True)
             d_logits = p * (dp - delta)
             if slope is not None:
                 d_logits = d_logits * slope
             d_logits = (d_logits * setting.scale).astype(q.dtype)
-            dq_block = _product("mts,msh->mth", d_logits, k_tile)
+            dq_block = _product("bkst,bksh->bkth", d_logits, k_tile)
             # Written as [H, keys]: XLA's CPU backend has no fast product for the other order.
-            dk_tile = _product("mth,mts->mhs", q_block, d_logits).swapaxes(1, 2)
-            dv_tile = _product("mth,mts->mhs", do_block, p.astype(q.dtype)).swapaxes(1, 2)
+            dk_tile = _product("bkst,bkth->bksh", d_logits, q_block)
+            dv_tile = _product("bkst,bkth->bksh", p.astype(q.dtype), do_block)
             if p_sink is not None:
                 shares = (p_sink * delta).reshape(batch, heads, span.block)
                 d_sinks = d_sinks - shares.sum(axis=(0, 2))
@@ -231,19 +216,20 @@ def _backward(setting, saved, d_out):
         return _over_steps(step, carry, inputs, span.steps)
 
     carry: tuple = (
-        jnp.zeros(packed_k.shape, wide),
-        jnp.zeros(packed_v.shape, wide),
+        jnp.zeros(k_rows.shape, wide),
+        jnp.zeros(v_rows.shape, wide),
         None if sinks is None else jnp.zeros(sinks.shape, wide),
     )
     parts = []
-    for span in plan:
+    # The last span may hold all keys: its share then needs no sum of zeros.
+    for span in reversed(plan):
         carry, dq_part = differentiate_span(carry, span)
         parts.append(dq_part)
     dk, dv, d_sinks = carry
     return (
-        _unpack(parts, q.shape, kv_heads, plan).astype(q.dtype),
-        _unpack_keys(dk, k.shape).astype(k.dtype),
-        _unpack_keys(dv, v.shape).astype(v.dtype),
+        _unpack(parts[::-1], q.shape, plan).astype(q.dtype),
+        dk.swapaxes(1, 2).astype(k.dtype),
+        dv.swapaxes(1, 2).astype(v.dtype),
         None,
         None if sinks is None else d_sinks.astype(sinks.dtype),
     )

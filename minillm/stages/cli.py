@@ -21,8 +21,13 @@ _CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def define_config(name: str) -> None:
-    """Define `--config`, a file of `configs/` by default, and `--config.a.b=value` with it."""
+    """Define `--config`, a file of `configs/` by default, and `--config.a.b=value` with it.
+
+    Where a script writes to `--output_dir`, `--workdir` is another name for it.
+    """
     config_flags.DEFINE_config_file("config", default=str(_CONFIGS / f"{name}.py"))
+    if "output_dir" in flags.FLAGS:
+        flags.DEFINE_alias("workdir", "output_dir")
 
 
 def read_config(cls: type[T], **flag_values: Any) -> T:

@@ -14,6 +14,10 @@ from tests.tolerances import TOLERANCES
 EXACT = TOLERANCES["float32"]
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def assert_matches_oracle(case, **options):
     out, *gradients = run(case, jnp.float32, implementation="xla", **options)
     wanted_out, *wanted_gradients = run_oracle(case, **options)
@@ -25,8 +29,8 @@ def assert_matches_oracle(case, **options):
 
 @pytest.mark.parametrize(
     ("window", "kv_heads"),
-    [(window, 1) for window in (1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 500, None)]
-    + [(BLOCK, 3), (None, 3)],
+    [(window, 1) for window in (1, 7, BLOCK - 1, BLOCK, BLOCK + 1, None)]
+    + [slow(500, 1), slow(BLOCK, 3), (None, 3)],
 )
 def test_outputs_and_gradients_match_where_no_block_divides_the_row(window, kv_heads):
     assert_matches_oracle(
@@ -34,18 +38,19 @@ def test_outputs_and_gradients_match_where_no_block_divides_the_row(window, kv_h
     )
 
 
-@pytest.mark.parametrize("queries", [1, BLOCK, BLOCK + 1, 4 * BLOCK])
+@pytest.mark.parametrize("queries", [1, BLOCK, slow(BLOCK + 1), slow(4 * BLOCK)])
 def test_outputs_and_gradients_match_at_block_edges_of_the_row(queries):
     assert_matches_oracle(make_case(queries=queries, heads=2, kv_heads=1), window=None)
 
 
-@pytest.mark.parametrize("window", [130, None])
+@pytest.mark.parametrize("window", [130, slow(None)])
 def test_long_rows_scanned_in_padded_spans_match(window):
     assert_matches_oracle(make_case(queries=10 * BLOCK + 5, batch=1, head_dim=8), window=window)
 
 
 @pytest.mark.parametrize(
-    ("queries", "keys", "window"), [(1, 50, None), (10, 33, 5), (200, 260, 5), (200, 201, None)]
+    ("queries", "keys", "window"),
+    [(1, 50, None), slow(10, 33, 5), (200, 260, 5), slow(200, 201, None)],
 )
 def test_fewer_queries_than_keys_match(queries, keys, window):
     assert_matches_oracle(make_case(queries=queries, keys=keys), window=window)
@@ -74,7 +79,7 @@ def test_outputs_and_gradients_match_across_segments(name, window):
 
 
 @pytest.mark.parametrize(("soft_cap", "sinks"), [(2.0, False), (None, True), (2.0, True)])
-@pytest.mark.parametrize("window", [20, None])
+@pytest.mark.parametrize("window", [20, slow(None)])
 def test_soft_cap_sinks_and_scale_match(soft_cap, sinks, window):
     assert_matches_oracle(
         make_case(queries=100, heads=4, kv_heads=2, sinks=sinks),
@@ -135,7 +140,7 @@ def test_large_logits_stay_exact():
     np.testing.assert_allclose(out, run_oracle(case, window=20, scale=1e4)[0], atol=1e-2)
 
 
-@pytest.mark.parametrize("window", [50, None])
+@pytest.mark.parametrize("window", [50, slow(None)])
 def test_bfloat16_error_is_at_most_twice_that_of_plain_bfloat16_attention(window):
     case = make_case(queries=130, batch=2, heads=3, kv_heads=1, head_dim=32)
     exact = run_oracle(case, window=window)

@@ -1,6 +1,10 @@
 """The public op: transformations, choice of implementation, and what its errors say."""
 
+import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +107,41 @@ def test_segment_ids_may_be_traced_and_mapped():
     np.testing.assert_allclose(
         jax.jit(mapped)(q, k, v, ids), with_segments(q, k, v, ids), rtol=0, atol=EXACT.output
     )
+
+
+COUNT_COLLECTIVES = """
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from pallas_kernels import sliding_window_attention
+
+mesh = jax.make_mesh((2, 2), ("batch", "heads"), axis_types=(AxisType.Auto,) * 2)
+heads = NamedSharding(mesh, PartitionSpec("batch", None, "heads", None))
+rows = NamedSharding(mesh, PartitionSpec("batch", None))
+
+def output_and_gradients(q, k, v, ids, d_out):
+    attend = lambda q, k, v: sliding_window_attention(q, k, v, window=100, segment_ids=ids)
+    out, pull = jax.vjp(attend, q, k, v)
+    return out, *pull(d_out)
+
+for length in (130, 500):
+    q = jax.ShapeDtypeStruct((4, length, 8, 16), jnp.float32, sharding=heads)
+    k = jax.ShapeDtypeStruct((4, length, 4, 16), jnp.float32, sharding=heads)
+    ids = jax.ShapeDtypeStruct((4, length), jnp.int32, sharding=rows)
+    lowered = jax.jit(output_and_gradients, out_shardings=heads).lower(q, k, k, ids, q)
+    text = lowered.compile().as_text()
+    names = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
+    assert not any(name in text for name in names), length
+"""
+
+
+def test_a_mesh_splits_batch_and_heads_without_a_collective():
+    # A process of its own: the number of devices is fixed when JAX starts.
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    root = pathlib.Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", COUNT_COLLECTIVES], env=environment, cwd=root, check=True)
 
 
 def zeros(*shape, dtype=jnp.float32):

@@ -65,7 +65,9 @@ def test_changed_setting_is_refused_and_named(work):
 
 def test_splits_of_the_corpus_share_no_problem(work):
     keys = {
-        split: {record["key"] for record in corpus.read_split(work / "corpus", split) if "key" in record}
+        split: {
+            record["key"] for record in corpus.read_split(work / "corpus", split) if "key" in record
+        }
         for split in corpus.SPLITS
     }
     assert len(keys["test"]) == len(problems.DOMAINS) == len(keys["validation"])
@@ -74,7 +76,10 @@ def test_splits_of_the_corpus_share_no_problem(work):
 
 
 def test_teacher_folder_and_user_problems_replace_the_defaults(work, tmp_path):
-    mine = [{"problem": f"Compute {n}+1", "solution": f"{n}+1={n + 1}", "answer": n + 1} for n in range(40)]
+    mine = [
+        {"problem": f"Compute {n}+1", "solution": f"{n}+1={n + 1}", "answer": n + 1}
+        for n in range(40)
+    ]
     (tmp_path / "mine.json").write_text(json.dumps(mine))
     config = replace(
         CONFIG,

@@ -46,7 +46,12 @@ def trained(tmp_path_factory):
 def test_every_stage_runs_on_what_the_one_before_it_wrote(trained, tmp_path):
     store, student, tuned = (tmp_path / name for name in ("store", "student", "math"))
     rows, tokenizer = trained / "rows", trained / "tokenizer" / "tokenizer.model"
-    launch("precompute_teacher", f"--teacher={trained}/model", f"--data={rows}", f"--output_dir={store}")
+    launch(
+        "precompute_teacher",
+        f"--teacher={trained}/model",
+        f"--data={rows}",
+        f"--output_dir={store}",
+    )
     launch(
         "knowledge_transfer",
         f"--teacher_store={store},{store}",
@@ -105,7 +110,11 @@ def test_solution_is_printed_with_the_word_of_the_checker(trained, arguments):
         ("quickstart", ["--config.corpus.sed=1"], ["sed"]),
         ("precompute_teacher", ["--teacher=nowhere", "--data=nowhere"], ["nowhere"]),
         ("generate_math_solutions", ["--problem=x", "--random"], ["--problem TEXT or --random"]),
-        ("generate_math_solutions", ["--random", "--model_path=nowhere"], ["nowhere", "model.json"]),
+        (
+            "generate_math_solutions",
+            ["--random", "--model_path=nowhere"],
+            ["nowhere", "model.json"],
+        ),
         ("evaluate_math", [], ["model_path"]),
     ],
 )
@@ -118,7 +127,9 @@ def test_bad_input_is_one_line_and_exit_code_2(script, arguments, words, tmp_pat
 
 def test_bad_records_of_a_user_are_named_before_anything_is_written(trained, tmp_path):
     path = tmp_path / "mine.json"
-    path.write_text(json.dumps([{"problem": "1+1", "solution": "2", "answer": "2"}, {"problem": 3}]))
+    path.write_text(
+        json.dumps([{"problem": "1+1", "solution": "2", "answer": "2"}, {"problem": 3}])
+    )
     output = tmp_path / "out"
     done = launch(
         "finetune_math",
