@@ -1,14 +1,14 @@
 """Evaluation.
 
-python launch/evaluate_math.py --model_path FOLDER --config.max_new_tokens=256
+python launch/evaluate_math.py --model_path FOLDER --config.evaluation.max_new_tokens=512
 """
 
 from ml_collections import ConfigDict
 
 from minillm.stages.cli import as_config_dict
-from minillm.stages.evaluation import EvaluationConfig
+from minillm.stages.evaluation import ExamConfig
 
 
 def get_config() -> ConfigDict:
     """The defaults of the stage; every one can be set at the flag."""
-    return as_config_dict(EvaluationConfig())
+    return as_config_dict(ExamConfig())

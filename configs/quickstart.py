@@ -45,7 +45,11 @@ def _run(steps: int, rate: float = 5e-3, loss: LossConfig | None = None) -> RunC
     """Small batches and Muon: what a small model learns from a million tokens grows with the
     number of updates more than with anything else."""
     return RunConfig(
-        loop=LoopConfig(steps=steps, log_every=max(1, steps // 50), checkpoint_every=400),
+        loop=LoopConfig(
+            steps=steps,
+            log_every=max(1, steps // 50),
+            checkpoint_every=min(400, max(1, steps // 5)),
+        ),
         batch_size=4,
         loss=loss or LossConfig(),
         optimizer=OptimizerConfig(
@@ -94,6 +98,7 @@ def _hour() -> QuickstartConfig:
         scale="hour",
         corpus=CorpusConfig(train_problems=60_000, heldout_per_domain=100, levels=(0, 1)),
         rows=RowsConfig(row_length=256),
+        evaluation=EvaluationConfig(batch_size=64, max_new_tokens=256),
         teacher_run=_run(6_000),
         student_run=_run(6_000, loss=quick.student_run.loss),
         finetune_run=_run(16_000),

@@ -4,6 +4,7 @@ python launch/generate_math_solutions.py --problem "Find the derivative of f(x) 
 python launch/generate_math_solutions.py --random --domain linear_algebra
 """
 
+import random
 from collections.abc import Sequence
 
 from absl import flags
@@ -18,6 +19,7 @@ MODEL = flags.DEFINE_string(
 PROBLEM = flags.DEFINE_string("problem", None, "Text, with LaTeX or Unicode mathematics.")
 RANDOM = flags.DEFINE_bool("random", False, "Ask a held-out problem of the generator.")
 DOMAIN = flags.DEFINE_string("domain", None, "With --random: one domain only.")
+SEED = flags.DEFINE_integer("seed", None, "Of problem and samples; another each time if not set.")
 cli.define_config("generate_math_solutions")
 
 
@@ -26,14 +28,17 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             field="problem", got="both or neither", wanted="--problem TEXT or --random", fix="one"
         )
-    config = cli.read_config(SolvingConfig)
-    drawn = solving.random_problem(config.seed, DOMAIN.value) if RANDOM.value else None
-    problem = PROBLEM.value if drawn is None else drawn.problem
-    answer = None if drawn is None else drawn.answer
-    for solution in solving.solve_problem(MODEL.value, problem, config, answer=answer):
+    if DOMAIN.value is not None and not RANDOM.value:
+        raise UserError(field="domain", got="no --random", wanted="both", fix="add --random")
+    seed = random.SystemRandom().randrange(1 << 31) if SEED.value is None else SEED.value
+    config = cli.read_config(SolvingConfig, seed=seed)
+    known = solving.random_problem(seed, DOMAIN.value) if RANDOM.value else None
+    problem = PROBLEM.value if known is None else known.problem
+    for solution in solving.solve_problem(MODEL.value, problem, config, known=known):
         print(f"\nProblem: {problem}\n\n{solution.text.strip()}\n")
         print(f"Answer:  {solution.answer or 'none was given'}")
         print(f"Checker: {solving.VERDICTS[solution.right]}")
+    print(f"Seed:    {seed}")
 
 
 if __name__ == "__main__":

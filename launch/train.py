@@ -9,18 +9,19 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from minillm.core.errors import UserError
 from minillm.stages import cli
-from minillm.stages.pretrain import PretrainConfig, head_settings, pretrain
+from minillm.stages.pretrain import PretrainConfig, pretrain, with_sizes
 
 DATA = flags.DEFINE_string("data_path", None, ".txt, .json or .jsonl files, comma separated.")
 OUTPUT = flags.DEFINE_string("output_dir", "runs/train", "Where model, rows and tokenizer go.")
 TOKENIZER = flags.DEFINE_string("tokenizer_path", None, "A tokenizer.model; else one is trained.")
 MOCK = flags.DEFINE_bool("use_mock", False, "Train on text and problems that come with minillm.")
-SIZES = {
-    "tokenizer__vocab_size": flags.DEFINE_integer("vocab_size", None, "Pieces of the tokenizer."),
-    "model__hidden_size": flags.DEFINE_integer("hidden_size", None, "Model width."),
+VOCAB = flags.DEFINE_integer("vocab_size", None, "Pieces of a tokenizer trained here.")
+WIDTH = flags.DEFINE_integer("hidden_size", None, "Model width.")
+HEADS = flags.DEFINE_integer("num_heads", None, "Heads; together they fill the width.")
+SETTINGS = {
     "model__num_layers": flags.DEFINE_integer("num_layers", None, "Layers."),
-    "model__num_heads": flags.DEFINE_integer("num_heads", None, "Query heads."),
     "model__intermediate_size": flags.DEFINE_integer("intermediate_size", None, "MLP width."),
     "rows__row_length": flags.DEFINE_integer("max_seq_length", None, "Tokens a row."),
     "run__batch_size": flags.DEFINE_integer("batch_size", None, "Rows a step."),
@@ -32,8 +33,13 @@ cli.define_config("train")
 
 
 def main(argv: Sequence[str]) -> None:
-    chosen = {name: flag.value for name, flag in SIZES.items()}
-    config = cli.read_config(PretrainConfig, **chosen, **head_settings(chosen))
+    if VOCAB.value is not None and TOKENIZER.value is not None:
+        raise UserError(
+            field="vocab_size", got="a tokenizer as well", wanted="one of the two", fix="drop one"
+        )
+    chosen = {name: flag.value for name, flag in SETTINGS.items()}
+    config = cli.read_config(PretrainConfig, tokenizer__vocab_size=VOCAB.value, **chosen)
+    config = with_sizes(config, hidden_size=WIDTH.value, num_heads=HEADS.value)
     pretrain(
         OUTPUT.value,
         config,

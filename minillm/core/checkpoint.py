@@ -90,6 +90,12 @@ class Checkpointer:
         self._checkpointer.close()
 
 
+def has_checkpoint(directory: epath.PathLike) -> bool:
+    """Whether a model folder has a whole checkpoint; Orbax renames one to its step when it is."""
+    folder = epath.Path(directory) / CHECKPOINTS
+    return folder.exists() and any(child.name.isdigit() for child in folder.iterdir())
+
+
 def abstract_like(tree: Tree) -> Tree:
     """Shapes, dtypes and shardings of a tree of arrays: the form in which to restore it."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

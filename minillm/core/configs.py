@@ -42,6 +42,16 @@ def build(cls: type[T], values: Mapping[str, Any], *, field: str = "config") -> 
     return cls(**given)
 
 
+def require_at_least(minimum: float, **values: float) -> None:
+    """Raise UserError for the first setting below `minimum`; for `__post_init__` of settings."""
+    for name, value in values.items():
+        # Written so that NaN, too, is below.
+        if not value >= minimum:
+            raise UserError(
+                field=name, got=value, wanted=f"at least {minimum}", fix=f"try {minimum or 1}"
+            )
+
+
 def to_dict(value: Any) -> Any:
     """A dataclass as plain dicts and lists, fit for JSON and for fingerprints."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

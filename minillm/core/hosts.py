@@ -1,6 +1,8 @@
 """Several hosts that run the same command: who writes, and when the others may read."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
@@ -37,6 +39,27 @@ def join_hosts() -> None:
 def is_first_host() -> bool:
     """Whether this process is the one that writes manifests, metrics and descriptions."""
     return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def first_host_first(name: str) -> Iterator[None]:
+    """The first host does what is inside, then the others do: they find the stage complete."""
+    if not is_first_host():
+        wait_for_all(name)
+    yield
+    if is_first_host():
+        wait_for_all(name)
+
+
+def require_one_host(what: str) -> None:
+    """Raise UserError where several processes have joined for what only one can do."""
+    if jax.process_count() > 1:
+        raise UserError(
+            field="multihost",
+            got=f"{jax.process_count()} processes for {what}",
+            wanted="one: several hosts can share a training, not yet this stage",
+            fix="run it on one host, without --multihost, and the training on all",
+        )
 
 
 def wait_for_all(name: str) -> None:

@@ -119,8 +119,13 @@ def open_stage(
     schema: str,
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
+    begun: bool | None = None,
 ) -> Manifest:
     """Begin or go on with a stage.
+
+    Args:
+        begun: whether an unfinished directory holds work that a change would lose; by default,
+            whether its manifest lists a shard.
 
     Returns:
         The existing manifest when it was made with the same schema, configuration and inputs
@@ -132,15 +137,14 @@ def open_stage(
     found = read_manifest(directory)
     # Through JSON, so that tuples and lists compare as what the file holds.
     wanted = json.loads(json.dumps({"config": dict(config), "inputs": dict(inputs)}))
+    changes = [] if found is None else _all_changes(found, schema, wanted)
+    if changes and found is not None and not found.complete:
+        kept = bool(found.shards) if begun is None else begun
+        found = found if kept else None
     if found is None:
         fresh = Manifest(schema, False, wanted["config"], wanted["inputs"], versions=_versions())
         write_manifest(directory, fresh)
         return fresh
-    changes = [
-        *_changes("schema", found.schema, schema),
-        *_changes("config", dict(found.config), wanted["config"]),
-        *_changes("inputs", dict(found.inputs), wanted["inputs"]),
-    ]
     if changes:
         raise UserError(
             field=str(epath.Path(directory) / MANIFEST_NAME),
@@ -212,6 +216,14 @@ def list_shard(directory: epath.PathLike, name: str, *, first: int, records: int
     """The manifest's entry for a finished file of a stage."""
     path = epath.Path(directory) / name
     return Shard(name, first, records, path.stat().length, file_sha256(path))
+
+
+def _all_changes(found: Manifest, schema: str, wanted: dict[str, Any]) -> list[str]:
+    return [
+        *_changes("schema", found.schema, schema),
+        *_changes("config", dict(found.config), wanted["config"]),
+        *_changes("inputs", dict(found.inputs), wanted["inputs"]),
+    ]
 
 
 def _changes(name: str, old: Any, new: Any) -> list[str]:

@@ -26,7 +26,6 @@ RULES: dict[str, tuple[str, ...]] = {
     axes.VOCAB: (axes.TENSOR,),
     axes.LAYERS: (),
     axes.ACTIVATION_EMBED: (),
-    axes.CANDIDATES: (),
 }
 
 

@@ -22,7 +22,7 @@ class ModelFunction:
         self._graph, self._state = nnx.split(model)
 
     def bind(self, params: Params) -> Transformer:
-        """The module with these parameters; call it inside jit."""
+        """The module with these parameters, which may be traced ones."""
         state = jax.tree.map(lambda x: x, self._state)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self._graph, state)

@@ -59,12 +59,15 @@ def read_scaled_config(cls: type[T], **flag_values: Any) -> T:
 
 def as_config_dict(settings: Any) -> config_dict.ConfigDict:
     """A dataclass as what a configuration file returns: every field can be set at the flag."""
-    return config_dict.ConfigDict(_with_tuples(configs.to_dict(settings)))
+    return config_dict.ConfigDict(_for_flags(configs.to_dict(settings)))
 
 
-def _with_tuples(value: Any) -> Any:
+def _for_flags(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _with_tuples(entry) for key, entry in value.items()}
+        return {key: _for_flags(entry) for key, entry in value.items()}
+    if value is None:
+        # Typed as nothing, it could not be set at the flag; as an object it takes any literal.
+        return config_dict.placeholder(object)
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from etils import epath
 
 from minillm import problems
 from minillm.core import manifest
-from minillm.core.configs import to_dict
+from minillm.core.configs import require_at_least, to_dict
 from minillm.core.errors import UserError
 from minillm.core.manifest import Manifest
 from minillm.core.progress import progress
@@ -46,6 +47,14 @@ class CorpusConfig:
     levels: tuple[int, ...] = (0,)
     texts: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        require_at_least(
+            1,
+            train_problems=self.train_problems,
+            heldout_per_domain=self.heldout_per_domain,
+            number_of_levels=len(self.levels),
+        )
+
 
 def make_corpus(directory: epath.PathLike, config: CorpusConfig) -> Manifest:
     """Write `train.jsonl`, `validation.jsonl` and `test.jsonl`.
@@ -55,10 +64,13 @@ def make_corpus(directory: epath.PathLike, config: CorpusConfig) -> Manifest:
     """
     directory = epath.Path(directory)
     sources = [epath.Path(path) for path in config.texts] or [corpus.builtin_text_path()]
-    inputs = {path.name: manifest.file_sha256(_existing(path)) for path in sources}
+    inputs = {
+        f"text_{index}": manifest.file_sha256(_existing(path)) for index, path in enumerate(sources)
+    }
     opened = manifest.open_stage(directory, schema=SCHEMA, config=to_dict(config), inputs=inputs)
     if opened.complete:
         return opened
+    started = time.perf_counter()
     records = _collect(config)
     for path in sources:
         for text in _documents(path):
@@ -67,8 +79,10 @@ def make_corpus(directory: epath.PathLike, config: CorpusConfig) -> Manifest:
     random.Random(config.seed).shuffle(records["train"])
     counts: dict[str, Any] = {}
     for split in SPLITS:
-        lines = (json.dumps(record, ensure_ascii=False) for record in records[split])
-        manifest.write_atomically(directory / f"{split}.jsonl", ("\n".join(lines) + "\n").encode())
+        lines = (json.dumps(record) for record in records[split])
+        manifest.write_atomically(
+            directory / f"{split}.jsonl", "".join(f"{line}\n" for line in lines).encode()
+        )
         domains = Counter(record["domain"] for record in records[split])
         counts[split] = dict(sorted(domains.items()))
     shards, first = [], 0
@@ -76,7 +90,13 @@ def make_corpus(directory: epath.PathLike, config: CorpusConfig) -> Manifest:
         size = len(records[split])
         shards.append(manifest.list_shard(directory, f"{split}.jsonl", first=first, records=size))
         first += size
-    finished = dataclasses.replace(opened, complete=True, counts=counts, shards=tuple(shards))
+    finished = dataclasses.replace(
+        opened,
+        complete=True,
+        counts=counts,
+        shards=tuple(shards),
+        measured={"seconds": time.perf_counter() - started},
+    )
     manifest.write_manifest(directory, finished)
     return finished
 
@@ -85,8 +105,9 @@ def read_split(directory: epath.PathLike, split: str) -> list[dict[str, Any]]:
     """The records of one split of a finished corpus."""
     found = manifest.require_complete(directory, SCHEMA)
     manifest.verify_shards(directory, found)
-    lines = (epath.Path(directory) / f"{split}.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    text = (epath.Path(directory) / f"{split}.jsonl").read_text()
+    # Not splitlines: a text may hold other characters that end a line.
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def examples(records: list[dict[str, Any]]) -> list[corpus.Example]:

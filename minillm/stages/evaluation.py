@@ -3,18 +3,20 @@
 import dataclasses
 import itertools
 import json
+import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from scipy import stats
 
 from minillm import problems
-from minillm.core import manifest
-from minillm.core.configs import to_dict
+from minillm.core import hosts, manifest
+from minillm.core.configs import require_at_least, to_dict
 from minillm.core.manifest import Manifest
 from minillm.core.progress import progress
 from minillm.core.sharding import MeshConfig, make_mesh, shard_batch
@@ -41,14 +43,32 @@ class EvaluationConfig:
     Attributes:
         batch_size: rows, or problems, at a time.
         max_new_tokens: what a solution may take; longer ones count as wrong.
-        problems_per_domain, levels, seed: which held-out problems, where none are given.
     """
 
     batch_size: int = 64
-    max_new_tokens: int = 128
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        require_at_least(1, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamConfig:
+    """An evaluation with its problems.
+
+    Attributes:
+        problems_per_domain, levels, seed: which held-out problems, where no file is given.
+    """
+
+    evaluation: EvaluationConfig = EvaluationConfig()
     problems_per_domain: int = 50
     levels: tuple[int, ...] = (0,)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            1, problems_per_domain=self.problems_per_domain, number_of_levels=len(self.levels)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +98,7 @@ class _Asked:
     answer_type: str | None
 
 
-def problems_for(problems_path: str | None, config: EvaluationConfig) -> list[dict[str, Any]]:
+def problems_for(problems_path: str | None, config: ExamConfig) -> list[dict[str, Any]]:
     """The user's problems, or the generator's of the test split, as many for each domain."""
     if problems_path is not None:
         return [dataclasses.asdict(record) for record in read_problem_records(problems_path)]
@@ -103,11 +123,13 @@ def evaluate(
     """Evaluate a model folder; writes `result.json` and `failures.jsonl`.
 
     Args:
-        records: problems with `problem`, `answer`, and where known `domain`, `family`,
-            `answer_type`.
+        records: problems with `problem`, `solution`, `answer`, and where known `domain`,
+            `family`, `answer_type`.
         heldout_rows: packed rows for the loss a token; with `teacher_store` also for the
             agreement of first choices.
     """
+    hosts.require_one_host("evaluating")
+    started = time.perf_counter()
     directory = epath.Path(directory)
     function, params, tokenizer = load_model(model)
     inputs = {
@@ -140,7 +162,11 @@ def evaluate(
         manifest.list_shard(directory, FAILURES, first=0, records=len(failures)),
     )
     finished = dataclasses.replace(
-        opened, complete=True, counts={"problems": len(records)}, shards=shards
+        opened,
+        complete=True,
+        counts={"problems": len(records)},
+        shards=shards,
+        measured={"seconds": time.perf_counter() - started},
     )
     manifest.write_manifest(directory, finished)
     return finished
@@ -198,19 +224,29 @@ def solve(
     prompts = [
         [tokenizer.bos_id, *tokenizer.encode(corpus.problem_prompt(problem))] for problem in texts
     ]
-    solutions: list[str] = []
-    with progress(len(prompts), description=description, unit="problem") as bar:
-        for first in range(0, len(prompts), config.batch_size):
-            part = prompts[first : first + config.batch_size]
+    room = model.config.max_length - config.max_new_tokens
+    asked = [index for index, prompt in enumerate(prompts) if len(prompt) <= room]
+    if len(asked) < len(prompts):
+        logging.warning(
+            "%d problems are longer than %d tokens, what the model has room for; they count as "
+            "not solved",
+            len(prompts) - len(asked),
+            room,
+        )
+    solutions = [""] * len(prompts)
+    with progress(len(asked), description=description, unit="problem") as bar:
+        for first in range(0, len(asked), config.batch_size):
+            part = asked[first : first + config.batch_size]
             tokens = generate(
                 model,
-                part,
+                [prompts[index] for index in part],
                 max_new_tokens=config.max_new_tokens,
                 eos_id=tokenizer.eos_id,
                 pad_id=tokenizer.pad_id,
                 batch_size=config.batch_size,
             )
-            solutions += [tokenizer.decode(each) for each in tokens]
+            for index, each in zip(part, tokens, strict=True):
+                solutions[index] = tokenizer.decode(each)
             bar.update(len(part))
     return solutions
 
@@ -218,7 +254,6 @@ def solve(
 def grade(
     records: Sequence[Mapping[str, Any]],
     solutions: Sequence[str],
-    grader_of: Callable[[], Grader] = Grader,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Scores by domain, by family and overall, and every solution that was not right.
 
@@ -226,11 +261,11 @@ def grade(
     """
     right: dict[str, list[bool]] = defaultdict(list)
     failures = []
-    with grader_of() as grader:
+    with Grader() as grader:
         for record, solution in zip(records, solutions, strict=True):
             asked = _Asked(record["problem"], record["answer"], record.get("answer_type"))
             verdict = grader.grade(solution, asked)
-            names = ["overall", f"domain {record.get('domain', 'problems')}"]
+            names = ["overall", f"domain {record.get('domain') or 'problems'}"]
             if "family" in record:
                 names.append(f"family {record['family']}")
             for name in names:

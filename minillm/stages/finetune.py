@@ -4,7 +4,9 @@ import dataclasses
 
 from etils import epath
 
-from minillm.core.manifest import Manifest, fingerprint_of
+from minillm.core import hosts
+from minillm.core.configs import require_at_least
+from minillm.core.manifest import Manifest
 from minillm.data.corpus import Example, read_problem_records
 from minillm.data.tokenizer import BPETokenizer
 from minillm.stages import preparation
@@ -34,6 +36,10 @@ class FinetuneConfig:
     run: RunConfig = RunConfig(optimizer=OptimizerConfig(learning_rate=3e-4))
     epochs: float | None = 3.0
 
+    def __post_init__(self) -> None:
+        if self.epochs is not None:
+            require_at_least(0, epochs=self.epochs)
+
 
 def finetune(
     output_dir: epath.PathLike,
@@ -50,10 +56,10 @@ def finetune(
     root = epath.Path(output_dir)
     model = model_config_of(model_path)
     tokenizer_path = epath.Path(model_path) / TOKENIZER
-    asked = _examples(root, config, problems_path)
     rows = root / "rows"
-    inputs = {"examples": fingerprint_of([[each.prompt, each.completion] for each in asked])}
-    preparation.make_rows(rows, config.rows, asked, BPETokenizer.load(tokenizer_path), inputs)
+    with hosts.first_host_first("data prepared"):
+        asked = _examples(root, config, problems_path)
+        preparation.make_rows(rows, config.rows, asked, BPETokenizer.load(tokenizer_path))
     return run_training(
         root / "model",
         model,

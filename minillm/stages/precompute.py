@@ -7,16 +7,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from minillm.core import axes
+from minillm.core import axes, hosts
+from minillm.core.configs import require_at_least
 from minillm.core.errors import UserError
-from minillm.core.manifest import MANIFEST_NAME, Manifest, fingerprint_of
+from minillm.core.manifest import MANIFEST_NAME, Manifest
 from minillm.core.sharding import MeshConfig, check_divides, make_mesh, shard_batch
 from minillm.data.corpus import read_examples
 from minillm.data.rows import RowsReader
 from minillm.data.tokenizer import BPETokenizer
 from minillm.stages.preparation import TOKENIZER, RowsConfig, make_rows
 from minillm.store import TeacherTargets, top_candidates, write_store
-from minillm.teachers import MOCK, load_teacher
+from minillm.teachers import MOCK, check_folder, load_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,14 @@ class PrecomputeConfig:
     mesh: MeshConfig = MeshConfig()
     rows: RowsConfig = RowsConfig()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            1,
+            candidates=self.candidates,
+            batch_size=self.batch_size,
+            rows_per_shard=self.rows_per_shard,
+        )
 
 
 def rows_for(
@@ -60,12 +69,13 @@ def rows_for(
             wanted="a tokenizer.model, since the teacher mock brings none",
             fix="run launch/train_tokenizer.py and give its file",
         )
+    if teacher != MOCK:
+        check_folder(epath.Path(teacher))
     tokenizer = tokenizer_path or epath.Path(teacher) / TOKENIZER
     if (epath.Path(data) / MANIFEST_NAME).exists():
         return data, tokenizer
     examples = list(read_examples(data))
-    inputs = {"examples": fingerprint_of([[each.prompt, each.completion] for each in examples])}
-    make_rows(packed, config.rows, examples, BPETokenizer.load(tokenizer), inputs)
+    make_rows(packed, config.rows, examples, BPETokenizer.load(tokenizer))
     return packed, tokenizer
 
 
@@ -85,6 +95,7 @@ def precompute(
     Raises:
         UserError: the teacher's vocabulary or tokenizer is not the one the rows were made with.
     """
+    hosts.require_one_host("precomputing a teacher's targets")
     reader = RowsReader(rows)
     tokenizer = reader.manifest.inputs["tokenizer"]
     mesh = make_mesh(config.mesh)

@@ -1,8 +1,9 @@
 """Two small stages: a tokenizer from texts, and packed rows from examples."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from absl import logging
 from etils import epath
 
 from minillm.core import manifest
@@ -64,21 +65,27 @@ def make_tokenizer(
 def make_rows(
     directory: epath.PathLike,
     config: RowsConfig,
-    examples: Iterable[Example],
+    examples: Sequence[Example],
     tokenizer: BPETokenizer,
-    inputs: dict[str, str],
 ) -> Manifest:
-    """Tokenise and pack examples into rows.
-
-    Args:
-        inputs: fingerprints of what the examples come from.
-    """
-    return rows.write_rows(
+    """Tokenise and pack examples into rows; their text is what the rows are made from."""
+    contents = [[example.prompt, example.completion] for example in examples]
+    made = rows.write_rows(
         directory,
         examples,
         tokenizer=tokenizer,
         row_length=config.row_length,
         config={},
-        inputs=inputs,
+        inputs={"examples": manifest.fingerprint_of(contents)},
         rows_per_shard=config.rows_per_shard,
     )
+    if dropped := made.counts["dropped_documents"]:
+        logging.warning(
+            "%s: %d of %d problems are longer than a row of %d tokens and left out; "
+            "raise rows.row_length to keep them",
+            directory,
+            dropped,
+            made.counts["documents"],
+            config.row_length,
+        )
+    return made

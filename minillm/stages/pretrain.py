@@ -1,15 +1,16 @@
 """Next-token training from scratch on the user's own data: tokenizer, rows, model."""
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
 from dataclasses import replace
-from typing import Any
 
 from etils import epath
 
 from minillm import problems
+from minillm.core import hosts
+from minillm.core.configs import require_at_least
 from minillm.core.errors import UserError
-from minillm.core.manifest import Manifest, fingerprint_of
+from minillm.core.manifest import Manifest
 from minillm.data.corpus import Example, builtin_text_path, problem_prompt, read_examples
 from minillm.data.tokenizer import BPETokenizer
 from minillm.model.config import ModelConfig
@@ -25,7 +26,8 @@ class PretrainConfig:
     """A training from scratch; the default is small enough to try on a laptop.
 
     Attributes:
-        model: its vocabulary size becomes the tokenizer's.
+        model: its vocabulary size becomes the tokenizer's, and its longest sequence a row at
+            least.
         epochs: passes over the rows; None leaves `run.loop.steps` to decide.
     """
 
@@ -43,32 +45,45 @@ class PretrainConfig:
     run: RunConfig = RunConfig()
     epochs: float | None = 3.0
 
+    def __post_init__(self) -> None:
+        if self.epochs is not None:
+            require_at_least(0, epochs=self.epochs)
 
-def head_settings(chosen: Mapping[str, Any]) -> dict[str, int]:
-    """Head size and key/value heads that go with a width or a number of heads chosen at flags.
+
+def with_sizes(
+    config: PretrainConfig, *, hidden_size: int | None, num_heads: int | None
+) -> PretrainConfig:
+    """The settings with another width or number of heads; the heads fill the width.
 
     Raises:
         UserError: the heads do not divide the width into even parts.
     """
-    width, heads = chosen.get("model__hidden_size"), chosen.get("model__num_heads")
-    if width is None and heads is None:
-        return {}
-    width = width or PretrainConfig().model.hidden_size
-    heads = heads or PretrainConfig().model.num_heads
-    if heads < 1 or width % (2 * heads):
+    if hidden_size is None and num_heads is None:
+        return config
+    width = config.model.hidden_size if hidden_size is None else hidden_size
+    heads = config.model.num_heads if num_heads is None else num_heads
+    if heads < 1 or width < 1 or width % (2 * heads):
         raise UserError(
             field="num_heads",
             got=f"{heads} with hidden_size {width}",
             wanted="heads of an even size that fill hidden_size",
             fix=f"try --hidden_size {2 * max(heads, 1) * max(1, width // (2 * max(heads, 1)))}",
         )
-    return {"model__head_dim": width // heads, "model__num_kv_heads": heads}
+    groups = config.model.num_kv_heads if heads % config.model.num_kv_heads == 0 else heads
+    model = replace(
+        config.model,
+        hidden_size=width,
+        num_heads=heads,
+        num_kv_heads=groups,
+        head_dim=width // heads,
+    )
+    return replace(config, model=model)
 
 
 def mock_examples() -> list[Example]:
     """Data for a try without any: the text that comes with minillm and some problems."""
-    made = [problems.make(0, index) for index in range(MOCK_PROBLEMS)]
-    asked = [Example(problem_prompt(each.problem), each.solution) for each in made]
+    made = itertools.islice(problems.stream(0, "train"), MOCK_PROBLEMS)
+    asked = [Example(problem_prompt(each.problem), each.solution) for _, each in made]
     return [*read_examples(builtin_text_path()), *asked]
 
 
@@ -99,15 +114,19 @@ def pretrain(
             fix="give one of the two",
         )
     root = epath.Path(output_dir)
-    texts = [example.text for example in examples]
-    if tokenizer_path is None:
-        bpe = preparation.make_tokenizer(root / "tokenizer", config.tokenizer, texts)
-        tokenizer_path = str(root / "tokenizer" / preparation.TOKENIZER)
-    else:
-        bpe = BPETokenizer.load(tokenizer_path)
     rows = root / "rows"
-    inputs = {"examples": fingerprint_of([[each.prompt, each.completion] for each in examples])}
-    preparation.make_rows(rows, config.rows, examples, bpe, inputs)
-    model = replace(config.model, vocab_size=bpe.vocab_size)
+    with hosts.first_host_first("data prepared"):
+        if tokenizer_path is None:
+            texts = [example.text for example in examples]
+            bpe = preparation.make_tokenizer(root / "tokenizer", config.tokenizer, texts)
+            tokenizer_path = str(root / "tokenizer" / preparation.TOKENIZER)
+        else:
+            bpe = BPETokenizer.load(tokenizer_path)
+        preparation.make_rows(rows, config.rows, examples, bpe)
+    model = replace(
+        config.model,
+        vocab_size=bpe.vocab_size,
+        max_length=max(config.model.max_length, config.rows.row_length),
+    )
     run = with_epochs(config.run, config.epochs, rows)
     return run_training(root / "model", model, run, rows=rows, tokenizer=tokenizer_path)

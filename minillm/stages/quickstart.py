@@ -3,11 +3,13 @@
 import dataclasses
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
+from absl import logging
 from etils import epath
 
-from minillm.core.manifest import fingerprint_of, require_complete
+from minillm.core import hosts
+from minillm.core.manifest import read_manifest, require_complete
 from minillm.data.corpus import Example, read_problem_records
 from minillm.data.tokenizer import BPETokenizer
 from minillm.model.config import ModelConfig
@@ -18,9 +20,10 @@ from minillm.stages.precompute import PrecomputeConfig, precompute
 from minillm.stages.preparation import TOKENIZER, RowsConfig, TokenizerConfig
 from minillm.stages.training import SCHEMA as MODEL_SCHEMA
 from minillm.stages.training import RunConfig, run_training
-from minillm.teachers import MOCK
+from minillm.teachers import MOCK, check_folder
 from minillm.train.loop import LoopConfig
 
+ROWS = ("train", "heldout")
 MODELS = ("teacher", "baseline", "distilled", "finetuned")
 
 
@@ -52,17 +55,24 @@ class QuickstartConfig:
     finetune_run: RunConfig
     teacher: str | None = None
     problems_path: str | None = None
-    split: str = "test"
+    split: Literal["test", "validation"] = "test"
 
 
 def run_quickstart(workdir: epath.PathLike, config: QuickstartConfig) -> dict[str, Any]:
     """Run every stage that is not finished yet, then write and return the report."""
+    hosts.require_one_host("the quickstart")
     started = time.perf_counter()
     work = _Work(epath.Path(workdir), config)
+    work.check()
     work.prepare()
     work.train()
     results = work.evaluate()
-    facts = {"scale": config.scale, "wall_seconds_this_run": time.perf_counter() - started}
+    facts = {
+        "scale": config.scale,
+        "split": config.split,
+        "stage_seconds": work.stage_seconds(),
+        "wall_seconds_this_run": time.perf_counter() - started,
+    }
     return report.write_report(work.root, results, facts)
 
 
@@ -72,6 +82,14 @@ class _Work:
     def __init__(self, root: epath.Path, config: QuickstartConfig) -> None:
         self.root = root
         self.config = config
+
+    def check(self) -> None:
+        """Read what the user gave before any work starts."""
+        if self.config.teacher not in (None, MOCK):
+            check_folder(self._model("teacher"))
+            require_complete(self._model("teacher"), MODEL_SCHEMA)
+        if self.config.problems_path is not None:
+            read_problem_records(self.config.problems_path)
 
     def prepare(self) -> None:
         """Corpus, tokenizer, and rows for training, held-out loss and fine-tune."""
@@ -87,15 +105,14 @@ class _Work:
             "finetune": self._finetune_examples(train),
         }
         for name, part in parts.items():
-            inputs = {"examples": fingerprint_of([[each.prompt, each.completion] for each in part])}
             rows = self._folder("rows", name)
-            preparation.make_rows(rows, self.config.rows, part, tokenizer, inputs)
+            preparation.make_rows(rows, self.config.rows, part, tokenizer)
 
     def train(self) -> None:
         """Teacher, its targets, baseline, distilled and fine-tuned student, in this order."""
         if self.config.teacher in (None, MOCK):
             self._run("teacher", self.config.teacher_model, self._teacher_run())
-        for name in ("train", "heldout"):
+        for name in ROWS:
             precompute(
                 self._folder("store", name),
                 self.config.precompute,
@@ -163,7 +180,30 @@ class _Work:
     def _finetune_examples(self, train: list[dict[str, Any]]) -> list[Example]:
         if self.config.problems_path is None:
             return corpus.examples([record for record in train if "problem" in record])
-        return [record.example() for record in read_problem_records(self.config.problems_path)]
+        records = read_problem_records(self.config.problems_path)
+        heldout = {record["problem"] for record in self.heldout_problems}
+        kept = [record.example() for record in records if record.problem not in heldout]
+        if len(kept) < len(records):
+            logging.warning(
+                "%d of your problems are among the held-out ones and left out of the fine-tune",
+                len(records) - len(kept),
+            )
+        return kept
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds by stage, from the manifests; what a kill lost is not in them.
+
+        Stores keep no times: they come out byte for byte the same, however long it took.
+        """
+        folders = {"corpus": self.root / "corpus"}
+        for kind, names in (("models", MODELS), ("evaluation", MODELS)):
+            folders |= {f"{kind}/{name}": self._folder(kind, name) for name in names}
+        found = {name: read_manifest(folder) for name, folder in folders.items()}
+        return {
+            name: round(made.measured["seconds"], 1)
+            for name, made in found.items()
+            if made is not None and "seconds" in made.measured
+        }
 
     def _folder(self, kind: str, name: str) -> epath.Path:
         return self.root / kind / name

@@ -1,6 +1,5 @@
 """The report: JSON for programs, Markdown and plots for people, a table for the terminal."""
 
-import json
 from typing import Any
 
 import matplotlib
@@ -63,8 +62,7 @@ def _aligned(rows: list[list[str]]) -> str:
 
 
 def _table(results: Results) -> list[list[str]]:
-    models = {name: entry for name, entry in results.items() if "heldout_nll" in entry}
-    rows = [["", *models]]
+    rows = [["", *results]]
     for label, name, form in (
         ("parameters", "params", "{:,}"),
         ("training tokens", "train_tokens", "{:,}"),
@@ -73,15 +71,15 @@ def _table(results: Results) -> list[list[str]]:
         ("held-out loss (nats/token)", "heldout_nll", "{:.4f}"),
         ("agreement with the teacher", "teacher_agreement", "{:.1%}"),
     ):
-        rows.append([label, *(form.format(entry[name]) for entry in models.values())])
+        rows.append([label, *(form.format(entry[name]) for entry in results.values())])
     kinds = ("domains", "families")
     rows.append(
-        ["accuracy, all problems", *(_share(entry["overall"]) for entry in models.values())]
+        ["accuracy, all problems", *(_share(entry["overall"]) for entry in results.values())]
     )
     for kind in kinds:
-        for name in next(iter(models.values()))[kind]:
+        for name in next(iter(results.values()))[kind]:
             label = f"  {name.replace('_', ' ')}" if kind == "domains" else f"    {name}"
-            rows.append([label, *(_share(entry[kind][name]) for entry in models.values())])
+            rows.append([label, *(_share(entry[kind][name]) for entry in results.values())])
     return rows
 
 
@@ -159,8 +157,3 @@ def _save(figure: Figure, path: epath.Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_atomically(path, buffer.getvalue())
-
-
-def read_report(root: epath.PathLike) -> dict[str, Any]:
-    """The `report.json` of a finished quickstart."""
-    return json.loads((epath.Path(root) / "report.json").read_text())

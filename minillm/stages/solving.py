@@ -6,11 +6,14 @@ import jax
 from etils import epath
 
 from minillm import problems
+from minillm.core import hosts
+from minillm.core.configs import require_at_least
 from minillm.core.errors import UserError
 from minillm.data import corpus
 from minillm.grading import Grader, extract_boxed
 from minillm.inference.generate import generate
 from minillm.inference.sampling import Sampler
+from minillm.problems import Problem
 from minillm.stages.training import load_model
 
 VERDICTS = {True: "right", False: "wrong", None: "cannot tell"}
@@ -33,6 +36,9 @@ class SolvingConfig:
     samples: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        require_at_least(1, samples=self.samples, max_new_tokens=self.max_new_tokens)
+
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
@@ -43,7 +49,7 @@ class Solution:
     right: bool | None
 
 
-def random_problem(seed: int, domain: str | None = None) -> problems.Problem:
+def random_problem(seed: int, domain: str | None = None) -> Problem:
     """A problem of the test split, which no training of minillm's own has seen."""
     if domain is not None and domain not in problems.DOMAINS:
         raise UserError(
@@ -54,16 +60,18 @@ def random_problem(seed: int, domain: str | None = None) -> problems.Problem:
 
 
 def solve_problem(
-    model: epath.PathLike, problem: str, config: SolvingConfig, *, answer: str | None = None
+    model: epath.PathLike, problem: str, config: SolvingConfig, *, known: Problem | None = None
 ) -> list[Solution]:
     """Solutions by a model folder.
 
     Args:
         problem: text, with LaTeX or Unicode mathematics.
-        answer: the right one where it is known; otherwise the checker reads the problem.
+        known: the generator's record, graded as an evaluation grades it; without one the
+            checker reads the problem's text.
     """
     if not problem.strip():
         raise UserError(field="problem", got="no text", wanted="a problem", fix='try "Solve x+3=5"')
+    hosts.require_one_host("solving problems")
     function, params, tokenizer = load_model(model)
     prompt = [tokenizer.bos_id, *tokenizer.encode(corpus.problem_prompt(problem.strip()))]
     outputs = generate(
@@ -77,13 +85,13 @@ def solve_problem(
     )
     texts = [tokenizer.decode(tokens) for tokens in outputs]
     with Grader() as grader:
-        return [_judged(text, problem, answer, grader) for text in texts]
+        return [_judged(text, problem, known, grader) for text in texts]
 
 
-def _judged(text: str, problem: str, answer: str | None, grader: Grader) -> Solution:
+def _judged(text: str, problem: str, known: Problem | None, grader: Grader) -> Solution:
     found = extract_boxed(text)
     if found is None:
         return Solution(text, None, None)
-    if answer is not None:
-        return Solution(text, found, grader.equivalent(found, answer))
+    if known is not None:
+        return Solution(text, found, grader.grade(text, known).correct)
     return Solution(text, found, grader.check(problem, found))

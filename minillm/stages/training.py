@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from minillm.core import axes, checkpoint, hosts, manifest
 from minillm.core.checkpoint import Checkpointer, abstract_like
-from minillm.core.configs import to_dict
+from minillm.core.configs import require_at_least, to_dict
 from minillm.core.errors import UserError
 from minillm.core.manifest import Manifest
 from minillm.core.metrics import MetricWriter
@@ -51,12 +51,17 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        require_at_least(1, batch_size=self.batch_size)
+        require_at_least(0, seed=self.seed)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Inputs:
     source: Any
     tokenizer: BPETokenizer
     fingerprints: dict[str, str]
+    row_length: int
 
 
 def run_training(
@@ -85,18 +90,8 @@ def run_training(
     """
     directory = epath.Path(directory)
     given = _open_inputs(rows, tokenizer, stores, init_from)
-    if model.vocab_size != given.tokenizer.vocab_size:
-        raise UserError(
-            field="model.vocab_size",
-            got=model.vocab_size,
-            wanted=f"{given.tokenizer.vocab_size}, the pieces of {tokenizer}",
-            fix="set it, or give the tokenizer that goes with the model",
-        )
-    opened = _open_folder(directory, model, config, given)
-    if opened.complete:
-        return opened
     mesh = make_mesh(config.mesh)
-    check_divides("batch_size", config.batch_size, mesh, axes.BATCH)
+    _check_fit(model, config, given, mesh, has_stores=bool(stores))
     function = ModelFunction(model)
     schedule = make_schedule(config.optimizer, config.loop.steps)
     optimizer = make_optimizer(config.optimizer, config.loop.steps, function.axes)
@@ -109,6 +104,9 @@ def run_training(
             num_shards=jax.process_count(),
         )
     )
+    opened = _open_folder(directory, model, config, given)
+    if opened.complete:
+        return opened
     saved = Checkpointer(directory)
     try:
         fresh = init_state(
@@ -183,7 +181,45 @@ def _open_inputs(
     if init_from is not None:
         fingerprints["init"] = manifest.require_complete(init_from, SCHEMA).fingerprint
     source = JoinedRows(reader, opened) if opened else reader
-    return _Inputs(source, bpe, fingerprints)
+    return _Inputs(source, bpe, fingerprints, reader.row_length)
+
+
+def _check_fit(
+    model: ModelConfig, config: RunConfig, given: _Inputs, mesh: Mesh, *, has_stores: bool
+) -> None:
+    """Raise UserError where model, rows, losses and mesh do not go together."""
+    pieces = given.tokenizer.vocab_size
+    if model.vocab_size != pieces:
+        raise UserError(
+            field="model.vocab_size",
+            got=model.vocab_size,
+            wanted=f"{pieces}, the pieces of the rows' tokenizer",
+            fix="set it, or give the tokenizer that goes with the model",
+        )
+    if given.row_length > model.max_length:
+        raise UserError(
+            field="model.max_length",
+            got=model.max_length,
+            wanted=f"at least {given.row_length}, the length of the rows",
+            fix="raise it, or pack shorter rows",
+        )
+    if has_stores != (config.loss.distillation > 0):
+        raise UserError(
+            field="loss.distillation",
+            got=f"{config.loss.distillation} {'with' if has_stores else 'without'} a teacher_store",
+            wanted="a weight above 0 exactly where there is a store",
+            fix="set the weight, or give or leave out the store",
+        )
+    check_divides("batch_size", config.batch_size, mesh, axes.BATCH)
+    check_divides("row_length", given.row_length, mesh, axes.LENGTH)
+    check_divides("model.num_kv_heads", model.num_kv_heads, mesh, axes.KV_HEADS)
+    if (mesh.shape[axes.DATA] * mesh.shape[axes.FSDP]) % jax.process_count():
+        raise UserError(
+            field="mesh",
+            got=dict(mesh.shape),
+            wanted=f"data × fsdp a multiple of the {jax.process_count()} hosts",
+            fix="keep tensor and context within one host",
+        )
 
 
 def _open_folder(
@@ -193,7 +229,11 @@ def _open_folder(
     settings = to_dict({"model": model, "run": config})
     if hosts.is_first_host():
         opened = manifest.open_stage(
-            directory, schema=SCHEMA, config=settings, inputs=given.fingerprints
+            directory,
+            schema=SCHEMA,
+            config=settings,
+            inputs=given.fingerprints,
+            begun=checkpoint.has_checkpoint(directory),
         )
         if not opened.complete:
             checkpoint.write_model_description(directory, to_dict(model))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from etils import epath
 
+from minillm.core.configs import require_at_least
 from minillm.core.manifest import Manifest
 from minillm.data.tokenizer import BPETokenizer
 from minillm.model.config import ModelConfig
@@ -33,6 +34,10 @@ class TransferConfig:
     )
     run: RunConfig = RunConfig(loss=LossConfig(cross_entropy=0.5, distillation=0.5))
     epochs: float | None = 3.0
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None:
+            require_at_least(0, epochs=self.epochs)
 
 
 def transfer(

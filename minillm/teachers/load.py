@@ -46,7 +46,7 @@ def load_teacher(
             )
         return mock_teacher(vocab_size, seed=seed, mesh=mesh)
     directory = epath.Path(path)
-    _check_folder(directory)
+    check_folder(directory)
     teacher = checkpoint_teacher(directory, mesh=mesh)
     if vocab_size not in (None, teacher.config.vocab_size):
         raise UserError(
@@ -58,7 +58,8 @@ def load_teacher(
     return teacher
 
 
-def _check_folder(directory: epath.Path) -> None:
+def check_folder(directory: epath.Path) -> None:
+    """Raise UserError unless the folder holds a kind of model that can be a teacher."""
     if (directory / MODEL_DESCRIPTION).exists():
         return
     got = "a folder that is no model" if directory.is_dir() else "no such folder"

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from minillm.core.checkpoint import Checkpointer
+from minillm.core.configs import require_at_least
 from minillm.core.errors import UserError
 from minillm.core.metrics import MetricWriter
 from minillm.core.progress import progress
@@ -32,6 +33,10 @@ class LoopConfig:
     log_every: int = 20
     checkpoint_every: int = 200
 
+    def __post_init__(self) -> None:
+        require_at_least(0, steps=self.steps)
+        require_at_least(1, log_every=self.log_every, checkpoint_every=self.checkpoint_every)
+
 
 class Batches(Protocol):
     """Rows in batches, with a position that can be saved: a Grain iterator."""
@@ -49,7 +54,7 @@ class NonFiniteError(UserError):
             field=f"{name} at step {step}",
             got=value,
             wanted=f"a finite number ({kept} is the last good state)",
-            fix="lower the learning rate, or look at the rows of that step",
+            fix="lower the learning rate (in another folder), or look at the rows of that step",
         )
         self.step = step
         self.checkpoint = checkpoint
@@ -61,7 +66,7 @@ class TrainResult:
 
     Attributes:
         tokens: tokens of the rows trained on, padding left out.
-        seconds: wall time in the loop, compilation and restarts included.
+        seconds: wall time in the loop, compilation included; what a kill lost is not.
     """
 
     state: TrainState
@@ -99,7 +104,7 @@ def train(
         facts = {**run_facts, "tokens": tokens, "seconds": seconds, "data": batches.get_state()}
         checkpointer.save(step, params=state.params, optimizer=state.optimizer, progress=facts)
 
-    if config.steps == 0:
+    if config.steps == 0 and checkpointer.latest_step is None:
         # A run of no steps leaves a model of random weights: what `mock` teachers are.
         keep(state, 0)
     with (

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from minillm.core import axes
+from minillm.core.configs import require_at_least
 
 Axes = tuple[str | None, ...]
 
@@ -34,14 +35,19 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.95
 
+    def __post_init__(self) -> None:
+        require_at_least(0, learning_rate=self.learning_rate, warmup_steps=self.warmup_steps)
+        require_at_least(0, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
+
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """The learning rate by step, for a run of `steps` steps."""
     peak, final = config.learning_rate, config.learning_rate * config.final_fraction
     warmup = min(config.warmup_steps, max(steps - 1, 0))
+    way = max(steps - warmup, 1)
     ways = {
-        "cosine": lambda: optax.cosine_decay_schedule(peak, steps - warmup, config.final_fraction),
-        "linear": lambda: optax.linear_schedule(peak, final, steps - warmup),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, way, config.final_fraction),
+        "linear": lambda: optax.linear_schedule(peak, final, way),
         "constant": lambda: optax.constant_schedule(peak),
     }
     # The first step counts as 1/warmup, not 0: a step that changes nothing is a step wasted.

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from minillm import losses
 from minillm.core.checkpoint import abstract_like
+from minillm.core.configs import require_at_least
 from minillm.core.sharding import fitting_sharding
 from minillm.losses import LossSum
 from minillm.model.functional import ModelFunction, Params
@@ -22,17 +23,22 @@ Batch = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the loss terms; a term of weight 0 is not computed.
+    """Weights of the loss terms. Cross-entropy is always measured, whatever its weight.
 
     Attributes:
         cross_entropy: on the next token of the row.
-        distillation: forward KL from the teacher's stored distribution, tail included.
+        distillation: forward KL from the teacher's stored distribution, tail included; 0 leaves it
+            out, and needs no targets.
         temperature: divides both sides' logits before the KL.
     """
 
     cross_entropy: float = 1.0
     distillation: float = 0.0
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_at_least(0, cross_entropy=self.cross_entropy, distillation=self.distillation)
+        require_at_least(1e-3, temperature=self.temperature)
 
 
 class TrainState(NamedTuple):

@@ -32,10 +32,19 @@ def test_stage_opened_twice_with_the_same_inputs_returns_what_was_written(tmp_pa
     ],
 )
 def test_changed_stage_is_an_error_that_names_the_change(tmp_path, config, inputs, named):
-    start(tmp_path)
+    shard = manifest.Shard("part-0", 0, 1, 8, "aa")
+    manifest.write_manifest(tmp_path, dataclasses.replace(start(tmp_path), shards=(shard,)))
     with pytest.raises(UserError) as caught:
         start(tmp_path, config, inputs)
     assert named in str(caught.value)
+
+
+def test_stage_that_was_opened_but_wrote_nothing_can_be_opened_with_other_settings(tmp_path):
+    start(tmp_path)
+    assert start(tmp_path, {**CONFIG, "vocab_size": 513}).config["vocab_size"] == 513
+    arguments = {"schema": "rows/1", "config": CONFIG, "inputs": INPUTS}
+    with pytest.raises(UserError, match="was 513, now 512"):
+        manifest.open_stage(tmp_path, **arguments, begun=True)
 
 
 def test_unfinished_or_foreign_stage_is_not_accepted_as_complete(tmp_path):

@@ -97,3 +97,16 @@ def test_mock_teacher_goes_through_every_stage_untrained(tmp_path):
     whole = run_quickstart(tmp_path, replace(CONFIG, teacher="mock"))
     assert whole["teacher"]["train_tokens"] == 0
     assert 0 <= whole["distilled"]["teacher_agreement"] <= 1
+
+
+def test_text_with_unusual_line_ends_survives_the_corpus(tmp_path):
+    text = "one\u2028two\u0085three\n\nfour\x0bfive\n"
+    (tmp_path / "odd.txt").write_text(text)
+    config = replace(CONFIG.corpus, texts=(str(tmp_path / "odd.txt"),))
+    corpus.make_corpus(tmp_path / "corpus", config)
+    records = [
+        record
+        for split in ("train", "test")
+        for record in corpus.read_split(tmp_path / "corpus", split)
+    ]
+    assert "".join(record["text"] for record in records if "text" in record) == text

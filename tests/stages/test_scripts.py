@@ -78,9 +78,9 @@ def test_every_stage_runs_on_what_the_one_before_it_wrote(trained, tmp_path):
         "evaluate_math",
         f"--model_path={tuned}/model",
         f"--problems_path={problems}",
-        "--config.max_new_tokens=4",
+        "--config.evaluation.max_new_tokens=4",
     )
-    assert "all problems" in done.stdout and "90" in done.stdout
+    assert "all problems" in done.stdout and "90" in done.stdout and "None" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,8 @@ def test_solution_is_printed_with_the_word_of_the_checker(trained, arguments):
         ("train", ["--use_mock", "--hidden_size=30", "--num_heads=4"], ["num_heads", "try"]),
         ("train", ["--use_mock", "--hiden_size=30"], ["hiden_size"]),
         ("train", ["--use_mock", "stray"], ["stray"]),
+        ("train", ["--use_mock", "--batch_size=0"], ["batch_size", "at least 1"]),
+        ("train", ["--use_mock", "--config.run.loss.distillation=0.5"], ["teacher_store"]),
         ("quickstart", ["--config.scale=huge"], ["scale", "huge", "quick, smoke, hour"]),
         ("quickstart", ["--config.corpus.sed=1"], ["sed"]),
         ("precompute_teacher", ["--teacher=nowhere", "--data=nowhere"], ["nowhere"]),

@@ -31,9 +31,9 @@ LOSS = LossConfig(cross_entropy=0.5, distillation=0.5)
 
 
 def batches(rows: int = 8, length: int = 16, candidates: int = 4):
-    """Random rows of two segments and padding, with random targets."""
-    random = np.random.default_rng(0)
+    """The same random rows each step, of two segments and padding, with random targets."""
     for _ in range(STEPS):
+        random = np.random.default_rng(0)
         segment_ids = np.repeat([[1] * 6 + [2] * 7 + [0] * 3], rows, axis=0).astype(np.int32)
         positions = np.repeat([[*range(6), *range(7), 0, 0, 0]], rows, axis=0).astype(np.int32)
         scores = random.normal(size=(rows, length, 64)).astype(np.float32)
@@ -57,18 +57,29 @@ def run(config: MeshConfig, devices: list, optimizer_name: str) -> dict:
     settings = OptimizerConfig(name=optimizer_name, learning_rate=1e-3, warmup_steps=1)
     optimizer = make_optimizer(settings, STEPS, function.axes)
     step = make_train_step(function, optimizer, make_schedule(settings, STEPS), LOSS)
-    losses = []
+    losses, norms = [], []
     with jax.set_mesh(mesh):
         state = init_state(function, optimizer, function.init(0, mesh), mesh)
+        before = [np.array(leaf) for leaf in jax.tree.leaves(state.params)]
         for batch in batches():
             state, metrics = step(state, shard_batch(batch, mesh))
             losses.append(float(metrics["loss"]))
+            norms.append(float(metrics["gradient_norm"]))
     leaves = jax.tree.leaves(state.params)
     moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim > 1]
     shard = max(leaf.size / leaf.addressable_shards[0].data.size for leaf in leaves)
     moment = max(leaf.size / leaf.addressable_shards[0].data.size for leaf in moments)
-    total = float(sum(np.abs(np.asarray(leaf)).sum() for leaf in leaves))
-    return {"losses": losses, "weights": total, "split": shard, "moments_split": moment}
+    moved = [
+        float(np.linalg.norm(np.asarray(after) - start))
+        for start, after in zip(before, leaves, strict=True)
+    ]
+    return {
+        "losses": losses,
+        "gradient_norms": norms,
+        "moved": moved,
+        "split": shard,
+        "moments_split": moment,
+    }
 
 
 def main() -> None:

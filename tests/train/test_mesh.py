@@ -17,6 +17,9 @@ MESHES = {
 }
 # Sums over devices add in another order; five AdamW steps pass that on, about tenfold.
 LOSS_TOLERANCE = 1e-5
+# How far each weight moved in five steps: AdamW divides by the gradient's own size, so that the
+# few gradients near zero come out with a larger relative error.
+STEP_TOLERANCE = 1e-3
 
 
 @pytest.fixture(scope="module", params=["adamw", "muon"])
@@ -37,12 +40,14 @@ def runs(request):
 @pytest.mark.parametrize("mesh", MESHES)
 def test_losses_and_weights_on_a_mesh_are_those_of_one_device(runs, mesh):
     np.testing.assert_allclose(runs[mesh]["losses"], runs["one"]["losses"], rtol=LOSS_TOLERANCE)
-    np.testing.assert_allclose(runs[mesh]["weights"], runs["one"]["weights"], rtol=LOSS_TOLERANCE)
+    for name in ("gradient_norms", "moved"):
+        np.testing.assert_allclose(runs[mesh][name], runs["one"][name], rtol=STEP_TOLERANCE)
 
 
-def test_training_changes_the_loss(runs):
+def test_training_on_the_same_rows_lowers_the_loss_every_step(runs):
     losses = runs["one"]["losses"]
-    assert len(set(losses)) == len(losses)
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0] - 0.01
 
 
 @pytest.mark.parametrize(("mesh", "parts"), [("data", 1), ("fsdp", 8), ("tensor", 2), ("mixed", 4)])

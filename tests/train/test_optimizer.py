@@ -36,10 +36,10 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_the_final_fraction():
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-@pytest.mark.parametrize("steps", [1, 2, 20])
+@pytest.mark.parametrize("steps", [0, 1, 2, 20])
 def test_every_schedule_is_positive_in_runs_shorter_than_the_warm_up(schedule, steps):
     made = make_schedule(OptimizerConfig(schedule=schedule, warmup_steps=20), steps)
-    assert all(float(made(step)) > 0 for step in range(steps))
+    assert all(float(made(step)) > 0 for step in range(steps + 1))
 
 
 def test_muon_updates_matrices_to_equal_singular_values_and_leaves_the_rest_to_adamw():
