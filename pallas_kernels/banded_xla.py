@@ -5,8 +5,7 @@ in itself. The forward pass keeps nothing but its inputs; the backward pass make
 probabilities again and adds the tile's share of dk and dv where its keys lie. A key at position j
 thereby collects from exactly the query blocks that cover [j, j + window - 1].
 
-The tile is written for XLA's CPU backend, where it decides how fast a small model trains. Keys
-are rows and queries columns, which makes the products of dk and dv plain row-major ones; the mask
+The tile is written for XLA's CPU backend, where it decides how fast a small model trains: the mask
 is an array that is added, and every intermediate has one reader. That form becomes one fused loop
 that holds a tile's logits in cache; a `select`, or a log-sum-exp saved on the side, breaks it up
 and costs a third of the speed. Batch and key/value heads stay separate axes, so that a mesh can
@@ -88,16 +87,16 @@ class _Tiles:
         return jnp.clip(stop - span.keys, 0, self.keys - span.keys)
 
     def bias(self, span: Span, step: Array, dtype: jnp.dtype) -> Array:
-        """0 where a query sees a key and a very negative number elsewhere: [b, keys, block]."""
+        """0 where a query sees a key and a very negative number elsewhere: [b, block, keys]."""
         first, start = span.first + step * span.block, self.key_start(span, step)
-        q_pos = first + jnp.arange(span.block)[None, :] + (self.keys - self.queries)
-        mask = visible(q_pos, start + jnp.arange(span.keys)[:, None], self.setting.window)[None]
+        q_pos = first + jnp.arange(span.block)[:, None] + (self.keys - self.queries)
+        mask = visible(q_pos, start + jnp.arange(span.keys)[None, :], self.setting.window)[None]
         if self.segment_ids is not None:
             overhang = max(0, span.stop - self.queries)
             q_segments = jnp.pad(self.segment_ids, ((0, 0), (0, overhang)))
             q_segments = lax.dynamic_slice_in_dim(q_segments, first, span.block, axis=1)
             k_segments = lax.dynamic_slice_in_dim(self.segment_ids, start, span.keys, axis=1)
-            mask = mask & same_segment(q_segments[:, None, :], k_segments[:, :, None])
+            mask = mask & same_segment(q_segments[:, :, None], k_segments[:, None, :])
         return jnp.where(mask, jnp.zeros((), dtype), _MASKED)
 
     def probabilities(
@@ -106,29 +105,29 @@ class _Tiles:
         """Softmax of one tile.
 
         Args:
-            q: [B, K, G*block, H]. k: [B, K, keys, H]. bias: [b, keys, block].
+            q: [B, K, G*block, H]. k: [B, K, keys, H]. bias: [b, block, keys].
 
         Returns:
-            The probabilities [B, K, keys, G*block]; those of the sinks [B, K, 1, G*block] if
+            The probabilities [B, K, G*block, keys]; those of the sinks [B, K, G*block, 1] if
             there are any; the derivative of the soft cap, if there is one.
         """
-        logits = _product("bksh,bkth->bkst", k, q) * self.setting.scale
+        logits = _product("bkth,bksh->bkts", q, k) * self.setting.scale
         slope = None
         if self.setting.soft_cap is not None:
             capped = jnp.tanh(logits / self.setting.soft_cap)
             logits, slope = capped * self.setting.soft_cap, 1 - capped * capped
-        block = bias.shape[2]
-        by_head = logits.reshape(*logits.shape[:3], -1, block)
-        logits = (by_head + bias[:, None, :, None]).reshape(logits.shape)
-        top = logits.max(axis=2, keepdims=True)
+        block = bias.shape[1]
+        by_head = logits.reshape(*logits.shape[:2], -1, *bias.shape[1:])
+        logits = (by_head + bias[:, None, None]).reshape(logits.shape)
+        top = logits.max(axis=-1, keepdims=True)
         if self.sinks is None:
             weights = jnp.exp(logits - top)
-            return weights / weights.sum(axis=2, keepdims=True), None, slope
-        sink = self.sinks.astype(logits.dtype).reshape(k.shape[1], 1, -1)
-        sink = jnp.repeat(sink, block, axis=2)
+            return weights / weights.sum(axis=-1, keepdims=True), None, slope
+        sink = self.sinks.astype(logits.dtype).reshape(k.shape[1], -1, 1)
+        sink = jnp.repeat(sink, block, axis=1)
         top = jnp.maximum(top, sink)
         weights, sink_weight = jnp.exp(logits - top), jnp.exp(sink - top)
-        total = weights.sum(axis=2, keepdims=True) + sink_weight
+        total = weights.sum(axis=-1, keepdims=True) + sink_weight
         return weights / total, sink_weight / total, slope
 
 
@@ -166,7 +165,7 @@ def _forward(setting, q, k, v, segment_ids, sinks):
             v_tile = lax.dynamic_slice_in_dim(v_rows, start, span.keys, axis=2)
             bias = tiles.bias(span, index, _wide(q.dtype))
             p, _, _ = tiles.probabilities(q_block, k_tile, bias)
-            return carry, _product("bkst,bksh->bkth", p.astype(v.dtype), v_tile)
+            return carry, _product("bkts,bksh->bkth", p.astype(v.dtype), v_tile)
 
         return _over_steps(step, None, _pack(q, kv_heads, span), span.steps)[1]
 
@@ -196,17 +195,18 @@ def _backward(setting, saved, d_out):
             v_tile = lax.dynamic_slice_in_dim(v_rows, start, span.keys, axis=2)
             bias = tiles.bias(span, index, wide)
             p, p_sink, slope = tiles.probabilities(q_block, k_tile, bias)
-            dp = _product("bksh,bkth->bkst", v_tile, do_block)
+            dp = _product("bkth,bksh->bkts", do_block, v_tile)
             # delta from the tile rather than from the saved output: dp is in cache here.
-            delta = (p * dp).sum(axis=2, keepdims=True)
+            delta = (p * dp).sum(axis=-1, keepdims=True)
             d_logits = p * (dp - delta)
             if slope is not None:
                 d_logits = d_logits * slope
             d_logits = (d_logits * setting.scale).astype(q.dtype)
-            dq_block = _product("bkst,bksh->bkth", d_logits, k_tile)
+            dq_block = _product("bkts,bksh->bkth", d_logits, k_tile)
             # Written as [H, keys]: XLA's CPU backend has no fast product for the other order.
-            dk_tile = _product("bkst,bkth->bksh", d_logits, q_block)
-            dv_tile = _product("bkst,bkth->bksh", p.astype(q.dtype), do_block)
+            # Written as [H, keys]: the other order is a product XLA's CPU backend is slow at.
+            dk_tile = _product("bkth,bkts->bkhs", q_block, d_logits).swapaxes(2, 3)
+            dv_tile = _product("bkth,bkts->bkhs", do_block, p.astype(q.dtype)).swapaxes(2, 3)
             if p_sink is not None:
                 shares = (p_sink * delta).reshape(batch, heads, span.block)
                 d_sinks = d_sinks - shares.sum(axis=(0, 2))

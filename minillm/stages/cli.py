@@ -4,7 +4,7 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags, logging
 from ml_collections import config_dict
@@ -25,7 +25,11 @@ def define_config(name: str) -> None:
 
     Where a script writes to `--output_dir`, `--workdir` is another name for it.
     """
-    config_flags.DEFINE_config_file("config", default=str(_CONFIGS / f"{name}.py"))
+    try:
+        config_flags.DEFINE_config_file("config", default=str(_CONFIGS / f"{name}.py"))
+    except (AttributeError, KeyError) as error:
+        # Overrides are looked up here already, on the default file.
+        _refuse(error, sys.argv)
     if "output_dir" in flags.FLAGS:
         flags.DEFINE_alias("workdir", "output_dir")
 
@@ -104,9 +108,13 @@ def _parse(argv: list[str]) -> list[str]:
         return list(flags.FLAGS(argv))
     except (flags.Error, KeyError, AttributeError, UserError) as error:
         # KeyError and AttributeError: what config_flags raises for an unknown --config.key.
-        print(f"error: {str(error).strip(chr(39) + chr(34))}", file=sys.stderr)
-        print(f"see {argv[0]} --help", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        _refuse(error, argv)
+
+
+def _refuse(error: Exception, argv: Sequence[str]) -> NoReturn:
+    words = " ".join(str(error).replace("\\n", " ").split()).replace("\\'", "'")
+    print(f"error: {words.strip(chr(39) + chr(34))}; see {argv[0]} --help", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
 
 
 def _underscored(argv: list[str]) -> list[str]:

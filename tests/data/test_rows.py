@@ -82,6 +82,7 @@ def test_manifest_counts_are_those_of_the_rows(written, tokenizer):
         "target_tokens": sum(int(row["loss_mask"].sum()) for row in rows),
         "documents": len(TEXTS) + len(PROBLEMS) + 1,
         "dropped_documents": 1,
+        "vocab_size": tokenizer.vocab_size,
         "padding_share": pytest.approx(1 - tokens / (len(rows) * ROW_LENGTH), abs=1e-6),
     }
     assert reader.manifest.inputs == {"corpus": "c0ffee", "tokenizer": tokenizer.fingerprint}

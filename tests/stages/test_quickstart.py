@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from etils import epath
@@ -24,8 +25,9 @@ def work(tmp_path_factory):
 def written(root):
     """Every file of the finished stages, and when it was written."""
     kinds = ("corpus", "tokenizer", "rows", "store", "models", "evaluation")
-    files = [path for kind in kinds for path in (root / kind).glob("**/*") if path.is_file()]
-    return {str(path): path.stat().mtime for path in files}
+    files = [path for kind in kinds for path in Path(root / kind).rglob("*") if path.is_file()]
+    assert len(files) > 20
+    return {str(path): path.stat().st_mtime_ns for path in files}
 
 
 def test_report_has_the_figures_of_all_four_models(work):
@@ -93,6 +95,7 @@ def test_teacher_folder_and_user_problems_replace_the_defaults(work, tmp_path):
     assert finetune.counts["documents"] == len(mine)
 
 
+@pytest.mark.slow
 def test_mock_teacher_goes_through_every_stage_untrained(tmp_path):
     whole = run_quickstart(tmp_path, replace(CONFIG, teacher="mock"))
     assert whole["teacher"]["train_tokens"] == 0
