@@ -144,6 +144,7 @@ def test_kl_over_all_tokens_is_the_dense_kl(temperature):
     close(result.total, (np.exp(soft) * (soft - log_q)).sum())
 
 
+@pytest.mark.reference
 def test_kl_over_all_tokens_is_that_of_torch():
     torch = pytest.importorskip("torch")
     student, teacher, ids, log_p, tail = draw(8, count=11)

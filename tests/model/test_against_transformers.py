@@ -14,6 +14,8 @@ from tests.tolerances import TOLERANCES
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.reference
+
 BASE = ModelConfig(
     vocab_size=41,
     hidden_size=32,
