@@ -1,4 +1,4 @@
-"""What the window buys on this machine, beside masked attention in plain jax, in one run.
+"""What the window buys on this machine, beside the dense reference, in one run.
 
 pytest -m slow -s tests/pallas_kernels/test_speed.py
 """
