@@ -5,8 +5,8 @@ python launch/quickstart.py --workdir runs/smoke --config.scale=smoke     (CI: u
 python launch/quickstart.py --workdir runs/hour --config.scale=hour       (more of everything)
 
 Measured for `quick` on two CPU cores, test split: 404 s; fine-tuned student 88 % [85, 90] of 660
-problems, 98 % [92, 100] of 65 polynomial derivatives; held-out loss 0.278 distilled, 0.352 without a
-teacher. `hour` has not been measured yet.
+problems, 98 % [92, 100] of 65 polynomial derivatives; held-out loss 0.278 distilled, 0.352 without
+a teacher. `hour` has not been measured yet.
 """
 
 from dataclasses import replace
