@@ -63,18 +63,19 @@ def _run(steps: int, rate: float = 5e-3, loss: LossConfig | None = None) -> RunC
 
 
 def _quick() -> QuickstartConfig:
+    # Cross-entropy tells apart what lies in the tail, about which the teacher's targets are silent.
     distil = LossConfig(cross_entropy=0.3, distillation=0.7)
     return QuickstartConfig(
         scale="quick",
         corpus=CorpusConfig(train_problems=15_000, heldout_per_domain=110),
         tokenizer=TokenizerConfig(vocab_size=VOCAB),
         rows=RowsConfig(row_length=128),
-        precompute=PrecomputeConfig(candidates=16, batch_size=64, rows_per_shard=1024),
+        precompute=PrecomputeConfig(candidates=64, batch_size=64, rows_per_shard=1024),
         evaluation=EvaluationConfig(batch_size=64, max_new_tokens=140),
         teacher_model=_model(128, 3, 4),
         student_model=_model(96, 3, 4),
         teacher_run=_run(2_300),
-        student_run=_run(1_300, loss=distil),
+        student_run=_run(1_300, rate=3e-3, loss=distil),
         finetune_run=_run(5_000),
     )
 
