@@ -15,11 +15,11 @@ from etils import epath
 from scipy import stats
 
 from minillm import problems
-from minillm.core import hosts, manifest
+from minillm.core import axes, hosts, manifest
 from minillm.core.configs import require_at_least, to_dict
 from minillm.core.manifest import Manifest
 from minillm.core.progress import progress
-from minillm.core.sharding import MeshConfig, make_mesh, shard_batch
+from minillm.core.sharding import MeshConfig, make_mesh, rounded_up, shard_batch
 from minillm.data import corpus
 from minillm.data.corpus import read_problem_records
 from minillm.data.rows import RowsReader
@@ -194,6 +194,7 @@ def heldout_figures(function: Any, params: Any, source: Any, batch_size: int) ->
     """
     step = make_eval_step(function)
     mesh = make_mesh(MeshConfig())
+    batch_size = rounded_up(batch_size, mesh, axes.BATCH)
     sums: dict[str, LossSum] = {}
     with jax.set_mesh(mesh):
         for first in range(0, len(source), batch_size):

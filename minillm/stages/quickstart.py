@@ -10,6 +10,7 @@ from etils import epath
 
 from minillm.core import hosts
 from minillm.core.manifest import read_manifest, require_complete
+from minillm.core.sharding import devices_for
 from minillm.data.corpus import Example, read_problem_records
 from minillm.data.tokenizer import BPETokenizer
 from minillm.model.config import ModelConfig
@@ -118,6 +119,7 @@ class _Work:
                 self.config.precompute,
                 teacher=self._model("teacher"),
                 rows=self._folder("rows", name),
+                devices=devices_for(self.config.precompute.mesh, self.config.precompute.batch_size),
                 description=f"teacher targets, {name} rows",
             )
         student, run = self.config.student_model, self.config.student_run
@@ -159,6 +161,7 @@ class _Work:
             run,
             rows=self._folder("rows", rows),
             tokenizer=self._tokenizer_path(),
+            devices=devices_for(run.mesh, run.batch_size),
             description=f"train {name}",
             **options,
         )

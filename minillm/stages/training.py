@@ -73,6 +73,7 @@ def run_training(
     tokenizer: epath.PathLike,
     stores: Sequence[epath.PathLike] = (),
     init_from: epath.PathLike | None = None,
+    devices: Sequence[jax.Device] | None = None,
     description: str = "train",
 ) -> Manifest:
     """Train until `config.loop.steps`, going on from the newest checkpoint in `directory`.
@@ -83,6 +84,7 @@ def run_training(
         tokenizer: the model file the rows were made with; copied beside the weights.
         stores: folders of teacher targets for those rows.
         init_from: a model folder whose newest parameters are the starting point.
+        devices: what the mesh is made of; None takes all.
 
     Returns:
         The manifest of the finished model folder: counts `params`, `train_tokens`, `steps`, and
@@ -90,7 +92,7 @@ def run_training(
     """
     directory = epath.Path(directory)
     given = _open_inputs(rows, tokenizer, stores, init_from)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, devices)
     _check_fit(model, config, given, mesh, has_stores=bool(stores))
     function = ModelFunction(model)
     schedule = make_schedule(config.optimizer, config.loop.steps)

@@ -1,6 +1,9 @@
 """The pipeline from end to end, at a size of seconds."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,3 +116,22 @@ def test_text_with_unusual_line_ends_survives_the_corpus(tmp_path):
         for record in corpus.read_split(tmp_path / "corpus", split)
     ]
     assert "".join(record["text"] for record in records if "text" in record) == text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [6, 8])
+def test_defaults_fit_any_number_of_devices(tmp_path, devices):
+    program = (
+        "import sys; from minillm.stages.quickstart import run_quickstart; "
+        "from tests.stages.tiny import CONFIG; run_quickstart(sys.argv[1], CONFIG)"
+    )
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "report.json").read_text())["distilled"]["heldout_nll"] > 0
