@@ -7,11 +7,12 @@ from absl import logging
 from etils import epath
 
 from minillm.core import manifest
-from minillm.core.configs import to_dict
+from minillm.core.configs import require_at_least, to_dict
 from minillm.core.manifest import Manifest
 from minillm.data import rows
 from minillm.data.corpus import Example
 from minillm.data.tokenizer import BPETokenizer
+from minillm.data.tokenizer_training import smallest_vocabulary
 
 TOKENIZER_SCHEMA = "tokenizer/1"
 TOKENIZER = "tokenizer.model"
@@ -25,6 +26,9 @@ class TokenizerConfig:
 
     vocab_size: int = 512
 
+    def __post_init__(self) -> None:
+        require_at_least(smallest_vocabulary(()), vocab_size=self.vocab_size)
+
 
 @dataclasses.dataclass(frozen=True)
 class RowsConfig:
@@ -35,6 +39,10 @@ class RowsConfig:
 
     row_length: int = 256
     rows_per_shard: int = 4096
+
+    def __post_init__(self) -> None:
+        require_at_least(2, row_length=self.row_length)
+        require_at_least(1, rows_per_shard=self.rows_per_shard)
 
 
 def make_tokenizer(

@@ -5,12 +5,13 @@ import time
 from dataclasses import replace
 from typing import Any, Literal
 
+import jax
 from absl import logging
 from etils import epath
 
-from minillm.core import hosts
+from minillm.core import axes, hosts
 from minillm.core.manifest import read_manifest, require_complete
-from minillm.core.sharding import devices_for
+from minillm.core.sharding import check_divides, devices_for, make_mesh
 from minillm.data.corpus import Example, read_problem_records
 from minillm.data.tokenizer import BPETokenizer
 from minillm.model.config import ModelConfig
@@ -20,7 +21,13 @@ from minillm.stages.evaluation import EvaluationConfig
 from minillm.stages.precompute import PrecomputeConfig, precompute
 from minillm.stages.preparation import TOKENIZER, RowsConfig, TokenizerConfig
 from minillm.stages.training import SCHEMA as MODEL_SCHEMA
-from minillm.stages.training import RunConfig, run_training
+from minillm.stages.training import (
+    RunConfig,
+    check_row_fits,
+    check_shapes,
+    model_config_of,
+    run_training,
+)
 from minillm.teachers import MOCK, check_folder
 from minillm.train.loop import LoopConfig
 
@@ -85,12 +92,35 @@ class _Work:
         self.config = config
 
     def check(self) -> None:
-        """Read what the user gave before any work starts."""
-        if self.config.teacher not in (None, MOCK):
+        """Read what the user gave, and hold the settings against each other and the machine."""
+        config = self.config
+        if self._given_teacher:
             check_folder(self._model("teacher"))
             require_complete(self._model("teacher"), MODEL_SCHEMA)
-        if self.config.problems_path is not None:
-            read_problem_records(self.config.problems_path)
+            teacher = model_config_of(self._model("teacher"))
+            check_row_fits(teacher, config.rows.row_length, name="teacher_")
+        if config.problems_path is not None:
+            read_problem_records(config.problems_path)
+        corpus.read_texts(config.corpus)
+        runs = {
+            "student_": (config.student_model, config.student_run),
+            "finetune_": (config.student_model, config.finetune_run),
+        }
+        if not self._given_teacher:
+            runs["teacher_"] = (config.teacher_model, config.teacher_run)
+        for name, (model, run) in runs.items():
+            mesh = make_mesh(run.mesh, devices_for(run.mesh, run.batch_size))
+            check_shapes(model, run, config.rows.row_length, mesh, name=name)
+            if mesh.size < jax.device_count():
+                logging.warning(
+                    "%srun: batches of %d rows leave %d of %d devices idle; raise batch_size",
+                    name,
+                    run.batch_size,
+                    jax.device_count() - mesh.size,
+                    jax.device_count(),
+                )
+        mesh = make_mesh(config.precompute.mesh, self._precompute_devices())
+        check_divides("precompute.batch_size", config.precompute.batch_size, mesh, axes.BATCH)
 
     def prepare(self) -> None:
         """Corpus, tokenizer, and rows for training, held-out loss and fine-tune."""
@@ -111,7 +141,7 @@ class _Work:
 
     def train(self) -> None:
         """Teacher, its targets, baseline, distilled and fine-tuned student, in this order."""
-        if self.config.teacher in (None, MOCK):
+        if not self._given_teacher:
             self._run("teacher", self.config.teacher_model, self._teacher_run())
         for name in ROWS:
             precompute(
@@ -119,7 +149,7 @@ class _Work:
                 self.config.precompute,
                 teacher=self._model("teacher"),
                 rows=self._folder("rows", name),
-                devices=devices_for(self.config.precompute.mesh, self.config.precompute.batch_size),
+                devices=self._precompute_devices(),
                 description=f"teacher targets, {name} rows",
             )
         student, run = self.config.student_model, self.config.student_run
@@ -166,19 +196,27 @@ class _Work:
             **options,
         )
 
+    @property
+    def _given_teacher(self) -> bool:
+        """Whether the teacher is a folder of the user's, not trained here."""
+        return self.config.teacher not in (None, MOCK)
+
+    def _precompute_devices(self) -> list[jax.Device]:
+        return devices_for(self.config.precompute.mesh, self.config.precompute.batch_size)
+
     def _teacher_run(self) -> RunConfig:
         run = self.config.teacher_run
         return run if self.config.teacher is None else replace(run, loop=LoopConfig(steps=0))
 
     def _tokenizer(self, texts: list[str]) -> BPETokenizer:
         """The teacher's own tokenizer where a teacher is given, otherwise one trained here."""
-        if self.config.teacher in (None, MOCK):
+        if not self._given_teacher:
             return preparation.make_tokenizer(self.root / "tokenizer", self.config.tokenizer, texts)
         return BPETokenizer.load(self._tokenizer_path())
 
     def _tokenizer_path(self) -> epath.Path:
-        given = self.config.teacher not in (None, MOCK)
-        return (epath.Path(self.config.teacher) if given else self.root / "tokenizer") / TOKENIZER
+        given = self._given_teacher
+        return (self._model("teacher") if given else self.root / "tokenizer") / TOKENIZER
 
     def _finetune_examples(self, train: list[dict[str, Any]]) -> list[Example]:
         if self.config.problems_path is None:

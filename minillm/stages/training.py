@@ -160,6 +160,31 @@ def with_epochs(config: RunConfig, epochs: float | None, rows: epath.PathLike) -
     return dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=steps))
 
 
+def check_shapes(
+    model: ModelConfig, config: RunConfig, row_length: int, mesh: Mesh, *, name: str = ""
+) -> None:
+    """Raise UserError where sizes of model, rows and batch do not fit each other or the mesh.
+
+    Args:
+        name: stands before `run` and `model` in the field of an error.
+    """
+    check_row_fits(model, row_length, name=name)
+    check_divides(f"{name}run.batch_size", config.batch_size, mesh, axes.BATCH)
+    check_divides("rows.row_length", row_length, mesh, axes.LENGTH)
+    check_divides(f"{name}model.num_kv_heads", model.num_kv_heads, mesh, axes.KV_HEADS)
+
+
+def check_row_fits(model: ModelConfig, row_length: int, *, name: str = "") -> None:
+    """Raise UserError where a row is longer than what the model reads."""
+    if row_length > model.max_length:
+        raise UserError(
+            field=f"{name}model.max_length",
+            got=model.max_length,
+            wanted=f"at least {row_length}, the length of the rows",
+            fix="raise it, or pack shorter rows",
+        )
+
+
 def _open_inputs(
     rows: epath.PathLike,
     tokenizer: epath.PathLike,
@@ -198,13 +223,7 @@ def _check_fit(
             wanted=f"{pieces}, the pieces of the rows' tokenizer",
             fix="set it, or give the tokenizer that goes with the model",
         )
-    if given.row_length > model.max_length:
-        raise UserError(
-            field="model.max_length",
-            got=model.max_length,
-            wanted=f"at least {given.row_length}, the length of the rows",
-            fix="raise it, or pack shorter rows",
-        )
+    check_shapes(model, config, given.row_length, mesh)
     if has_stores != (config.loss.distillation > 0):
         raise UserError(
             field="loss.distillation",
@@ -212,9 +231,6 @@ def _check_fit(
             wanted="a weight above 0 exactly where there is a store",
             fix="set the weight, or give or leave out the store",
         )
-    check_divides("batch_size", config.batch_size, mesh, axes.BATCH)
-    check_divides("row_length", given.row_length, mesh, axes.LENGTH)
-    check_divides("model.num_kv_heads", model.num_kv_heads, mesh, axes.KV_HEADS)
     if (mesh.shape[axes.DATA] * mesh.shape[axes.FSDP]) % jax.process_count():
         raise UserError(
             field="mesh",

@@ -13,7 +13,9 @@ from etils import epath
 from minillm import problems
 from minillm.core.errors import UserError
 from minillm.core.manifest import read_manifest
+from minillm.core.sharding import MeshConfig
 from minillm.stages import corpus
+from minillm.stages.corpus import CorpusConfig
 from minillm.stages.quickstart import MODELS, run_quickstart
 from tests.stages.tiny import CONFIG
 
@@ -96,6 +98,54 @@ def test_teacher_folder_and_user_problems_replace_the_defaults(work, tmp_path):
     assert whole["teacher"]["params"] == read_manifest(work / "models" / "teacher").counts["params"]
     finetune = read_manifest(tmp_path / "work" / "rows" / "finetune")
     assert finetune.counts["documents"] == len(mine)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    (tmp_path / "notes.md").write_text("words")
+    (tmp_path / "empty").mkdir()
+    texts = {
+        "latin.txt": "0xE9",
+        "notes.md": "suffix",
+        "none.txt": "nothing there",
+        "empty": "at least one file",
+    }
+    bad = [
+        (replace(CONFIG, corpus=replace(CONFIG.corpus, texts=(str(tmp_path / name),))), words)
+        for name, words in texts.items()
+    ]
+    bad += [
+        (replace(CONFIG, rows=replace(CONFIG.rows, row_length=512)), "model.max_length"),
+        (
+            replace(CONFIG, finetune_run=replace(CONFIG.finetune_run, mesh=MeshConfig(data=7))),
+            "mesh",
+        ),
+        (replace(CONFIG, precompute=replace(CONFIG.precompute, mesh=MeshConfig(data=7))), "mesh"),
+    ]
+    for config, words in bad:
+        with pytest.raises(UserError, match=words):
+            run_quickstart(tmp_path / "work", config)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"domains": ("algebr",)}, "corpus.domains.*linear_algebra"),
+        ({"domains": ("algebra", "algebra")}, "each once"),
+        ({"levels": (0, 7)}, "corpus.levels"),
+    ],
+)
+def test_unknown_problems_are_refused_with_the_settings(settings, words):
+    with pytest.raises(UserError, match=words):
+        CorpusConfig(**settings)
+
+
+def test_texts_may_be_folders_and_patterns(tmp_path):
+    for name in ("a.txt", "b.txt", "c.md"):
+        (tmp_path / name).write_text(f"{name}\n")
+    for given in (tmp_path, tmp_path / "*.txt"):
+        assert corpus.read_texts(CorpusConfig(texts=(str(given),))) == ["a.txt\n", "b.txt\n"]
 
 
 @pytest.mark.slow
