@@ -17,6 +17,7 @@ from scipy import stats
 from minillm import problems
 from minillm.core import axes, hosts, manifest
 from minillm.core.configs import require_at_least, to_dict
+from minillm.core.errors import UserError
 from minillm.core.manifest import Manifest
 from minillm.core.progress import progress
 from minillm.core.sharding import MeshConfig, make_mesh, rounded_up, shard_batch
@@ -42,7 +43,8 @@ class EvaluationConfig:
 
     Attributes:
         batch_size: rows, or problems, at a time.
-        max_new_tokens: what a solution may take; longer ones count as wrong.
+        max_new_tokens: what a solution may take, within the model's `max_length`; what is cut off
+            counts as wrong.
     """
 
     batch_size: int = 64
@@ -225,14 +227,21 @@ def solve(
     prompts = [
         [tokenizer.bos_id, *tokenizer.encode(corpus.problem_prompt(problem))] for problem in texts
     ]
-    room = model.config.max_length - config.max_new_tokens
-    asked = [index for index, prompt in enumerate(prompts) if len(prompt) <= room]
+    longest = model.config.max_length - 1
+    asked = [index for index, prompt in enumerate(prompts) if len(prompt) <= longest]
+    if prompts and not asked:
+        raise UserError(
+            field="problems",
+            got=f"{len(prompts)}, the shortest of {min(map(len, prompts))} tokens",
+            wanted=f"at most {longest} tokens: model.max_length={longest + 1}, less one to answer",
+            fix="give shorter problems, or a model that reads longer ones",
+        )
     if len(asked) < len(prompts):
         logging.warning(
             "%d problems are longer than %d tokens, what the model has room for; they count as "
             "not solved",
             len(prompts) - len(asked),
-            room,
+            longest,
         )
     solutions = [""] * len(prompts)
     with progress(len(asked), description=description, unit="problem") as bar:

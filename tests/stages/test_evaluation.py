@@ -1,0 +1,42 @@
+"""Evaluation: every problem the model can read is asked, and no result is mistaken for another."""
+
+from dataclasses import replace
+
+import pytest
+
+from minillm.core.errors import UserError
+from minillm.stages import evaluation
+from minillm.stages.evaluation import EvaluationConfig
+from tests.model.models import build
+from tests.stages import tiny
+
+MODEL = replace(tiny.MODEL, vocab_size=128, max_length=64)
+
+
+class Letters:
+    """A token for each character, and an end that a model of 128 tokens never says."""
+
+    bos_id, eos_id, pad_id = 1, 128, 0
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+    def decode(self, tokens):
+        return "".join(map(chr, tokens))
+
+
+def solve(texts, new=1000):
+    config = EvaluationConfig(batch_size=4, max_new_tokens=new)
+    return evaluation.solve(build(MODEL), Letters(), texts, config, description="test")
+
+
+def test_solution_takes_what_the_problem_leaves_of_the_models_length(caplog):
+    # "Problem: 1+1", a line end, "Solution:", a line end, and the beginning: 24 tokens.
+    assert [len(text) for text in solve(["1+1", "1+1+1", "1" * 100])] == [40, 38, 0]
+    assert "1 problems are longer than 63 tokens" in caplog.text
+    assert [len(text) for text in solve(["1+1"], new=8)] == [8]
+
+
+def test_evaluation_in_which_no_problem_fits_is_refused():
+    with pytest.raises(UserError, match=r"problems: got 2, the shortest of 71 tokens.*at most 63"):
+        solve(["1" * 50, "1" * 60])
