@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,14 @@ def problems_for(problems_path: str | None, config: ExamConfig) -> list[dict[str
     return records
 
 
+def default_directory(
+    model: epath.PathLike, config: EvaluationConfig, records: Sequence[Mapping[str, Any]]
+) -> str:
+    """A folder beside the model for this evaluation of it and no other."""
+    made_from = {"config": to_dict(config), "inputs": _fingerprints(model, records)}
+    return f"{os.fspath(model).rstrip('/')}-evaluation-{manifest.fingerprint_of(made_from)[:8]}"
+
+
 def evaluate(
     directory: epath.PathLike,
     config: EvaluationConfig,
@@ -134,10 +143,7 @@ def evaluate(
     started = time.perf_counter()
     directory = epath.Path(directory)
     function, params, tokenizer = load_model(model)
-    inputs = {
-        "model": manifest.require_complete(model, MODEL_SCHEMA).fingerprint,
-        "problems": manifest.fingerprint_of([dict(record) for record in records]),
-    }
+    inputs = _fingerprints(model, records)
     source = _heldout(heldout_rows, teacher_store)
     if source is not None:
         inputs["heldout"] = source.fingerprint
@@ -172,6 +178,13 @@ def evaluate(
     )
     manifest.write_manifest(directory, finished)
     return finished
+
+
+def _fingerprints(model: epath.PathLike, records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {
+        "model": manifest.require_complete(model, MODEL_SCHEMA).fingerprint,
+        "problems": manifest.fingerprint_of([dict(record) for record in records]),
+    }
 
 
 def _heldout(

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from minillm.core import manifest
 from minillm.core.errors import UserError
+from minillm.core.manifest import Manifest
 from minillm.stages import evaluation
 from minillm.stages.evaluation import EvaluationConfig
 from tests.model.models import build
@@ -40,3 +42,17 @@ def test_solution_takes_what_the_problem_leaves_of_the_models_length(caplog):
 def test_evaluation_in_which_no_problem_fits_is_refused():
     with pytest.raises(UserError, match=r"problems: got 2, the shortest of 71 tokens.*at most 63"):
         solve(["1" * 50, "1" * 60])
+
+
+def test_every_evaluation_of_a_model_has_a_folder_of_its_own(tmp_path):
+    def folder(new=256, problem="1+1", steps=10):
+        made = Manifest("model/1", True, {}, {}, {"steps": steps})
+        manifest.write_manifest(tmp_path / "model", made)
+        records = [{"problem": problem, "solution": "2", "answer": "2"}]
+        config = EvaluationConfig(max_new_tokens=new)
+        return evaluation.default_directory(f"{tmp_path}/model/", config, records)
+
+    one = folder()
+    assert one == folder() and one.startswith(f"{tmp_path}/model-evaluation-")
+    others = {folder(new=8), folder(problem="2+2"), folder(steps=20)}
+    assert len(others | {one}) == 4
