@@ -10,6 +10,7 @@ from absl import logging
 from etils import epath
 
 from minillm.core import axes, hosts
+from minillm.core.configs import require_at_least
 from minillm.core.manifest import read_manifest, require_complete
 from minillm.core.sharding import check_divides, devices_for, make_mesh
 from minillm.data.corpus import Example, read_problem_records
@@ -64,6 +65,11 @@ class QuickstartConfig:
     teacher: str | None = None
     problems_path: str | None = None
     split: Literal["test", "validation"] = "test"
+
+    def __post_init__(self) -> None:
+        for run in (self.teacher_run, self.student_run, self.finetune_run):
+            # Raises where the number of steps is open: no stage here counts passes over the data.
+            require_at_least(0, steps=run.loop.total)
 
 
 def run_quickstart(workdir: epath.PathLike, config: QuickstartConfig) -> dict[str, Any]:

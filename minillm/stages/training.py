@@ -33,6 +33,7 @@ from minillm.train.step import (
 
 SCHEMA = "model/1"
 TOKENIZER = "tokenizer.model"
+EPOCHS = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ def run_training(
     devices: Sequence[jax.Device] | None = None,
     description: str = "train",
 ) -> Manifest:
-    """Train until `config.loop.steps`, going on from the newest checkpoint in `directory`.
+    """Train until step `config.loop.total`, going on from the newest checkpoint in `directory`.
 
     Args:
         model: the architecture; with `init_from`, that of the model there.
@@ -95,8 +96,8 @@ def run_training(
     mesh = make_mesh(config.mesh, devices)
     _check_fit(model, config, given, mesh, has_stores=bool(stores))
     function = ModelFunction(model)
-    schedule = make_schedule(config.optimizer, config.loop.steps)
-    optimizer = make_optimizer(config.optimizer, config.loop.steps, function.axes)
+    schedule = make_schedule(config.optimizer, config.loop.total)
+    optimizer = make_optimizer(config.optimizer, config.loop.total, function.axes)
     batches = iter(
         loader.batches(
             given.source,
@@ -152,10 +153,28 @@ def model_config_of(directory: epath.PathLike) -> ModelConfig:
     return ModelConfig.from_dict(checkpoint.read_model_description(directory))
 
 
-def with_epochs(config: RunConfig, epochs: float | None, rows: epath.PathLike) -> RunConfig:
-    """The run with as many steps as `epochs` passes over the rows take; None changes nothing."""
+def check_epochs(epochs: float | None, config: RunConfig) -> None:
+    """Raise UserError unless at most one of epochs and steps is set; for `__post_init__`."""
     if epochs is None:
+        return
+    require_at_least(0, epochs=epochs)
+    if config.loop.steps is not None:
+        raise UserError(
+            field="epochs",
+            got=f"{epochs} beside run.loop.steps={config.loop.steps}",
+            wanted="one of the two",
+            fix="leave one out",
+        )
+
+
+def with_epochs(config: RunConfig, epochs: float | None, rows: epath.PathLike) -> RunConfig:
+    """The run with its steps decided: those it has, or those of `epochs` passes over the rows.
+
+    `EPOCHS` passes where neither is set.
+    """
+    if config.loop.steps is not None:
         return config
+    epochs = EPOCHS if epochs is None else epochs
     steps = max(1, math.ceil(epochs * (len(RowsReader(rows)) // config.batch_size)))
     return dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=steps))
 
@@ -273,7 +292,7 @@ def _close_folder(
         counts={
             "params": model.num_params(),
             "train_tokens": result.tokens,
-            "steps": config.loop.steps,
+            "steps": config.loop.total,
             "weights": checkpoint.tree_fingerprint(result.state.params),
         },
         measured={"seconds": result.seconds},

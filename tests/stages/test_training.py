@@ -1,5 +1,6 @@
 """The training stage: cut off, gone on, and refused before it begins."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,13 @@ import pytest
 from minillm.core.errors import UserError
 from minillm.core.manifest import read_manifest
 from minillm.data.corpus import Example
-from minillm.data.rows import write_rows
+from minillm.data.rows import RowsReader, write_rows
 from minillm.data.tokenizer import BPETokenizer
 from minillm.stages import training
+from minillm.stages.finetune import FinetuneConfig
+from minillm.stages.pretrain import PretrainConfig
+from minillm.stages.training import RunConfig
+from minillm.stages.transfer import TransferConfig
 from minillm.train.loop import LoopConfig
 from minillm.train.step import LossConfig
 from tests.stages import tiny
@@ -91,3 +96,37 @@ def test_model_that_does_not_fit_the_rows_is_refused(data, tmp_path):
         run(data, tmp_path, model=replace(data[1], vocab_size=7))
     with pytest.raises(UserError, match=r"model.max_length.*at least 64"):
         run(data, tmp_path, model=replace(data[1], max_length=32))
+
+
+def test_steps_are_those_that_are_set_or_passes_over_the_rows(data):
+    rows = data[0] / "rows"
+    a_pass = len(RowsReader(rows)) // 2
+    steps = {
+        (20, None): 20,
+        (0, None): 0,
+        (None, 2.0): 2 * a_pass,
+        (None, None): 3 * a_pass,
+    }
+    for (given, epochs), wanted in steps.items():
+        asked = RunConfig(loop=LoopConfig(steps=given), batch_size=2)
+        for settings in (PretrainConfig, TransferConfig, FinetuneConfig):
+            config = settings(run=asked, epochs=epochs)
+            found = training.with_epochs(config.run, config.epochs, rows)
+            assert found.loop.total == wanted, (given, epochs)
+
+
+@pytest.mark.parametrize("settings", [PretrainConfig, TransferConfig, FinetuneConfig])
+def test_steps_beside_epochs_and_endless_epochs_are_refused(settings):
+    with pytest.raises(
+        UserError, match=r"epochs: got 2.0 beside run.loop.steps=20.*one of the two"
+    ):
+        settings(run=RunConfig(loop=LoopConfig(steps=20)), epochs=2.0)
+    with pytest.raises(UserError, match=r"epochs: got inf; wanted .*finite"):
+        settings(epochs=math.inf)
+
+
+def test_run_whose_steps_nobody_decided_is_refused(data, tmp_path):
+    with pytest.raises(UserError, match=r"loop.steps: got None"):
+        run(data, tmp_path, replace(RUN, loop=LoopConfig()))
+    with pytest.raises(UserError, match=r"loop.steps: got None"):
+        replace(tiny.CONFIG, finetune_run=replace(RUN, loop=LoopConfig()))
