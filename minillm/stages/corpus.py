@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -171,7 +172,9 @@ def _verified(config: CorpusConfig, domains: tuple[str, ...]) -> Iterator[tuple[
     # Spawned: forking a process in which jax runs threads can deadlock.
     context = multiprocessing.get_context("spawn")
     workers = min(os.cpu_count() or 1, 16)
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_end_with_parent
+    ) as pool:
         waiting: list[concurrent.futures.Future] = []
         pending = iter(starts)
         try:
@@ -185,6 +188,21 @@ def _verified(config: CorpusConfig, domains: tuple[str, ...]) -> Iterator[tuple[
                     waiting.append(pool.submit(_chunk, config.seed, start, domains, config.levels))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let this worker end when its parent does, however that ends.
+
+    Workers hold both ends of the pool's pipes: after a `kill -9` they would wait for ever.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _chunk(
