@@ -142,3 +142,27 @@ def test_bad_records_of_a_user_are_named_before_anything_is_written(trained, tmp
     )
     assert done.returncode == 2 and not output.exists()
     assert all(word in done.stderr for word in ("mine.json", "2", "problem"))
+
+
+@pytest.mark.parametrize("version", ["3.99", "3.98"])
+def test_ci_goes_on_to_say_which_python_is_not_there(tmp_path, version):
+    pyenv = tmp_path / "pyenv"
+    pyenv.write_text(f"#!/bin/sh\necho {tmp_path}\n")
+    pyenv.chmod(0o755)
+    python = tmp_path / "versions" / "3.98.1" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    script = f"""
+        set -euo pipefail
+        eval "$(sed -n '/^find_python/,/^}}/p' .ci/run)"
+        found=$(find_python {version})
+        echo "found <$found>"
+    """
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == f"found <{python if version == '3.98' else ''}>\n", done.stderr
