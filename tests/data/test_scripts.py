@@ -14,7 +14,7 @@ def _run(script, *flags):
 
 
 def test_a_trained_tokenizer_is_shown_at_work_by_the_demo(tmp_path):
-    trained = _run("train_tokenizer.py", "--vocab-size=400", f"--output-dir={tmp_path}")
+    trained = _run("train_tokenizer.py", "--vocab-size=400", f"--workdir={tmp_path}")
     assert trained.returncode == 0, trained.stderr
     assert "400 pieces" in trained.stdout
     shown = _run("demo_bpe.py", "--tokenizer_path", tmp_path, "--text", r"the sum of \frac{1}{2}")
