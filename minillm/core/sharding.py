@@ -62,7 +62,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             field="mesh",
             got=dict(zip(axes.MESH_AXES, sizes, strict=True)),
             wanted=f"sizes whose product is the number of devices, {len(devices)}",
-            fix=f"try --config.mesh.data=-1 with the other sizes dividing {len(devices)}",
+            fix=f"try data=-1 with other sizes whose product divides {len(devices)}",
         )
     grid = np.asarray(devices, dtype=object).reshape(shape)
     return Mesh(grid, axes.MESH_AXES, axis_types=(AxisType.Auto,) * len(axes.MESH_AXES))

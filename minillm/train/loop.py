@@ -64,11 +64,15 @@ class NonFiniteError(UserError):
     """The loss or its gradient became NaN or infinite; the last good checkpoint is kept."""
 
     def __init__(self, name: str, step: int, value: float, checkpoint: int | None) -> None:
-        kept = "no checkpoint was made yet" if checkpoint is None else f"checkpoint {checkpoint}"
+        kept = (
+            "no checkpoint was made yet"
+            if checkpoint is None
+            else f"checkpoint {checkpoint} is the last good state"
+        )
         super().__init__(
             field=f"{name} at step {step}",
             got=value,
-            wanted=f"a finite number ({kept} is the last good state)",
+            wanted=f"a finite number ({kept})",
             fix="lower the learning rate (in another folder), or look at the rows of that step",
         )
         self.step = step

@@ -35,6 +35,7 @@ def test_bad_flags_end_with_one_line_and_exit_code_two(tmp_path):
         ("demo_bpe.py", "--vocab_size=20"),
         ("demo_bpe.py", f"--tokenizer_path={tmp_path}/none"),
         ("train_tokenizer.py", f"--output_dir={tmp_path}", "--data_path=none.txt"),
+        ("train_tokenizer.py", f"--output_dir={__file__}"),
     ):
         ended = _run(script, *flags)
         assert ended.returncode == 2
