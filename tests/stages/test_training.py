@@ -1,6 +1,7 @@
 """The training stage: cut off, gone on, and refused before it begins."""
 
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from minillm.data.rows import RowsReader, write_rows
 from minillm.data.tokenizer import BPETokenizer
 from minillm.stages import training
 from minillm.stages.finetune import FinetuneConfig
+from minillm.stages.preparation import RowsConfig, make_rows
 from minillm.stages.pretrain import PretrainConfig
 from minillm.stages.training import RunConfig
 from minillm.stages.transfer import TransferConfig
@@ -78,6 +80,15 @@ def test_run_of_no_steps_can_be_cut_off_before_its_manifest(data, tmp_path, monk
     assert run(data, tmp_path, none).counts["train_tokens"] == 0
 
 
+def test_finished_folder_without_its_checkpoints_is_refused(data, tmp_path):
+    none = replace(RUN, loop=LoopConfig(steps=0))
+    run(data, tmp_path, none)
+    assert run(data, tmp_path, none).complete
+    shutil.rmtree(tmp_path / "checkpoints" / "0")
+    with pytest.raises(UserError, match=r"checkpoints: got no checkpoint"):
+        run(data, tmp_path, none)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -130,3 +141,20 @@ def test_run_whose_steps_nobody_decided_is_refused(data, tmp_path):
         run(data, tmp_path, replace(RUN, loop=LoopConfig()))
     with pytest.raises(UserError, match=r"loop.steps: got None"):
         replace(tiny.CONFIG, finetune_run=replace(RUN, loop=LoopConfig()))
+
+
+def test_rows_too_short_for_most_problems_are_refused_with_the_length_that_keeps_them(
+    data, tmp_path, caplog
+):
+    tokenizer = BPETokenizer.load(data[0])
+    # With beginning, end and prompt: about n tokens more than a few.
+    problems = [Example("p", "7" * n) for n in range(1, 101)]
+    kept = [Example("", "text " * 500)]
+    with pytest.raises(
+        UserError, match=r"rows.row_length: got 32, and \d\d of 100 problems.*112 keeps 95%"
+    ):
+        make_rows(tmp_path, RowsConfig(row_length=32), [*problems, *kept], tokenizer)
+    assert not any(tmp_path.iterdir())
+    made = make_rows(tmp_path, RowsConfig(row_length=64), [*problems, *kept], tokenizer)
+    assert 0 < made.counts["dropped_documents"] < 50
+    assert "problems are longer than a row of 64 tokens" in caplog.text
