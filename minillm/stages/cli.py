@@ -1,6 +1,7 @@
 """How every launch script starts and ends."""
 
 import inspect
+import io
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -84,6 +85,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """
     # Orbax reports every thread it closes; a person wants to hear of what went wrong.
     logging.set_verbosity(logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Not every locale can write mathematics: a question mark is better than a traceback.
+        sys.stdout.reconfigure(errors="replace")
     known = flags.FLAGS
     if "output_dir" in known and "workdir" not in known:
         flags.DEFINE_alias("workdir", "output_dir")

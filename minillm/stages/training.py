@@ -109,6 +109,7 @@ def run_training(
     )
     opened = _open_folder(directory, model, config, given)
     if opened.complete:
+        checkpoint.require_checkpoint(directory)
         return opened
     saved = Checkpointer(directory)
     try:
