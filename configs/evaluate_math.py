@@ -1,6 +1,6 @@
 """Evaluation.
 
-python launch/evaluate_math.py --model_path FOLDER --config.evaluation.max_new_tokens=512
+python launch/evaluate_math.py --model_path FOLDER --config.evaluation.max_new_tokens=400
 """
 
 from ml_collections import ConfigDict

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 
+from minillm.core.errors import UserError
 from minillm.data.corpus import builtin_text_path, read_examples
 from minillm.data.tokenizer import BPETokenizer
 from minillm.stages import cli
@@ -35,6 +36,13 @@ def main(argv: Sequence[str]) -> None:
 
 def _tokenizer() -> BPETokenizer:
     if _TOKENIZER.value:
+        if _DATA.value or flags.FLAGS["vocab_size"].present:
+            raise UserError(
+                field="tokenizer_path",
+                got="--data or --vocab_size as well",
+                wanted="a trained tokenizer, or how to train one",
+                fix="drop one",
+            )
         return BPETokenizer.load(_TOKENIZER.value)
     examples = read_examples(_DATA.value or builtin_text_path())
     tokenizer = BPETokenizer(_VOCAB.value, only_seen_commands=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from absl import flags
 from etils import epath
 
+from minillm.core.manifest import require_folder
 from minillm.data.corpus import builtin_text_path, read_examples
 from minillm.data.tokenizer import MODEL_NAME, BPETokenizer
 from minillm.stages import cli
@@ -24,6 +25,7 @@ _SEEN = flags.DEFINE_bool(
 
 def main(argv: Sequence[str]) -> None:
     del argv
+    require_folder(_OUTPUT.value)
     data = _DATA.value or builtin_text_path()
     tokenizer = BPETokenizer(_VOCAB.value, only_seen_commands=_SEEN.value)
     tokenizer.train(example.text for example in read_examples(data))

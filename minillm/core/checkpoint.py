@@ -96,6 +96,17 @@ def has_checkpoint(directory: epath.PathLike) -> bool:
     return folder.exists() and any(child.name.isdigit() for child in folder.iterdir())
 
 
+def require_checkpoint(directory: epath.PathLike) -> None:
+    """Raise UserError where a finished model folder has lost its parameters."""
+    if not has_checkpoint(directory):
+        raise UserError(
+            field=str(epath.Path(directory) / CHECKPOINTS),
+            got="no checkpoint, in a folder whose manifest says complete",
+            wanted="the checkpoints that the training wrote",
+            fix="restore them, or delete the model folder to train anew",
+        )
+
+
 def abstract_like(tree: Tree) -> Tree:
     """Shapes, dtypes and shardings of a tree of arrays: the form in which to restore it."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

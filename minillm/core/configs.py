@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -43,12 +44,16 @@ def build(cls: type[T], values: Mapping[str, Any], *, field: str = "config") -> 
 
 
 def require_at_least(minimum: float, **values: float) -> None:
-    """Raise UserError for the first setting below `minimum`; for `__post_init__` of settings."""
+    """Raise UserError for the first setting that is below `minimum`, infinite or no number.
+
+    For `__post_init__` of settings.
+    """
     for name, value in values.items():
-        # Written so that NaN, too, is below.
-        if not value >= minimum:
+        # Written so that NaN, too, is outside.
+        if not minimum <= value < math.inf:
+            kind = "a finite number of at least" if value == math.inf else "at least"
             raise UserError(
-                field=name, got=value, wanted=f"at least {minimum}", fix=f"try {minimum or 1}"
+                field=name, got=value, wanted=f"{kind} {minimum}", fix=f"try {minimum or 1}"
             )
 
 

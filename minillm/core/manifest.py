@@ -132,8 +132,10 @@ def open_stage(
         (complete or not), otherwise a fresh incomplete one, already written.
 
     Raises:
-        UserError: the directory was made from something else; names every difference.
+        UserError: the directory was made from something else (names every difference), or is a
+            file.
     """
+    require_folder(directory)
     found = read_manifest(directory)
     # Through JSON, so that tuples and lists compare as what the file holds.
     wanted = json.loads(json.dumps({"config": dict(config), "inputs": dict(inputs)}))
@@ -153,6 +155,21 @@ def open_stage(
             fix="choose another directory, or delete this one to make it anew",
         )
     return found
+
+
+def require_folder(directory: epath.PathLike) -> None:
+    """Raise UserError where a file stands in the place of a folder that is to be written to."""
+    path = epath.Path(directory)
+    for place in (path, *path.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise UserError(
+                    field=f"output folder {path}",
+                    got=f"{place}, which is a file",
+                    wanted="a folder, there already or not",
+                    fix="choose another one",
+                )
+            return
 
 
 def require_complete(directory: epath.PathLike, schema: str) -> Manifest:

@@ -62,10 +62,29 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             field="mesh",
             got=dict(zip(axes.MESH_AXES, sizes, strict=True)),
             wanted=f"sizes whose product is the number of devices, {len(devices)}",
-            fix=f"try --config.mesh.data=-1 with the other sizes dividing {len(devices)}",
+            fix=f"try data=-1 with other sizes whose product divides {len(devices)}",
         )
     grid = np.asarray(devices, dtype=object).reshape(shape)
     return Mesh(grid, axes.MESH_AXES, axis_types=(AxisType.Auto,) * len(axes.MESH_AXES))
+
+
+def devices_for(
+    config: MeshConfig, batch_size: int, devices: Sequence[jax.Device] | None = None
+) -> list[jax.Device]:
+    """The first of `devices` (all by default), as many as share a batch of that size evenly.
+
+    Only a mesh whose `data` is left open has such a choice; any other gets all of them, and
+    `make_mesh` and `check_divides` say what does not fit.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    others = [config.fsdp, config.context, config.tensor]
+    if config.data != -1 or min(others) < 1:
+        return devices
+    fixed = math.prod(others)
+    counts = range(len(devices) // fixed, 0, -1)
+    fitting = (count for count in counts if batch_size % (count * config.fsdp) == 0)
+    count = next(fitting, None)
+    return devices if count is None else devices[: count * fixed]
 
 
 def logical_spec(names: Sequence[str | None]) -> PartitionSpec:
@@ -118,14 +137,25 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
 
 def check_divides(field: str, value: int, mesh: Mesh, logical: str) -> None:
     """Raise UserError unless the mesh axes of `logical` divide `value`."""
-    shards = math.prod(mesh.shape[name] for name in RULES[logical])
-    if value % shards:
+    fitting = rounded_up(value, mesh, logical)
+    if value != fitting:
         raise UserError(
             field=field,
             got=value,
-            wanted=f"a multiple of {shards}, the shards of {'×'.join(RULES[logical])}",
-            fix=f"try {-(-value // shards) * shards}",
+            wanted=f"a multiple of {_shards(mesh, logical)}, the shards of "
+            f"{'×'.join(RULES[logical])}",
+            fix=f"try {fitting}",
         )
+
+
+def rounded_up(value: int, mesh: Mesh, logical: str) -> int:
+    """The next multiple of what the mesh axes of `logical` divide."""
+    shards = _shards(mesh, logical)
+    return -(-value // shards) * shards
+
+
+def _shards(mesh: Mesh, logical: str) -> int:
+    return math.prod(mesh.shape[name] for name in RULES[logical])
 
 
 def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

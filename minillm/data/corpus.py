@@ -1,19 +1,23 @@
 """Reading what users bring: plain text, and problems with worked solutions."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import Any
 
 from etils import epath
 
 from minillm.core.errors import UserError
-from minillm.core.manifest import file_sha256, fingerprint_of
 from minillm.data.files import Paths, brief, empty_file, read_lines, read_objects, resolve_paths
 
 GROUP_CHARACTERS = 2000
 _CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_DECIMAL = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)")
+# The name of all problems together in an evaluation's result.
+_RESERVED_DOMAIN = "overall"
 _KINDS = '{"text"}, {"problem", "solution", "answer"}, or {"question", "answer"}'
 
 
@@ -55,11 +59,6 @@ def problem_prompt(problem: str) -> str:
 def builtin_text_path() -> epath.Path:
     """A short text on elementary mathematics that comes with the package."""
     return epath.Path(__file__).parent / "texts" / "mathematics.txt"
-
-
-def corpus_fingerprint(paths: Paths) -> str:
-    """SHA-256 over the files' contents, in order; their names and places make no difference."""
-    return fingerprint_of([file_sha256(path) for path in resolve_paths(paths)])
 
 
 def read_text(path: epath.PathLike, *, group_characters: int = GROUP_CHARACTERS) -> Iterator[str]:
@@ -160,7 +159,7 @@ def _problem_record(record: Mapping[str, Any], place: str, *, wanted: str) -> Pr
     if "problem" in record:
         problem = _string(record, "problem", place)
         solution = _string(record, "solution", place)
-        boxed = last_boxed(solution)
+        boxed = _boxed(solution)
         answer = boxed if boxed and "answer" not in record else _string(record, "answer", place)
     elif "question" in record:
         problem = _string(record, "question", place)
@@ -175,7 +174,7 @@ def _problem_record(record: Mapping[str, Any], place: str, *, wanted: str) -> Pr
             )
         # Notes for a calculator tool, which no student here has.
         solution = _CALCULATOR_NOTE.sub("", solution).rstrip()
-        boxed = last_boxed(solution)
+        boxed = _boxed(solution)
     else:
         raise UserError(
             field=place,
@@ -185,13 +184,51 @@ def _problem_record(record: Mapping[str, Any], place: str, *, wanted: str) -> Pr
         )
     if boxed is None:
         solution = f"{solution.rstrip()}\n\\boxed{{{answer}}}"
+    elif _differ(boxed, answer):
+        raise UserError(
+            field=f'{place} field "answer"',
+            got=f"{brief(answer)}, where the solution boxes {brief(boxed)}",
+            wanted="the same answer in both",
+            fix="correct one of the two",
+        )
     domain = _string(record, "domain", place) if record.get("domain") is not None else None
+    if domain == _RESERVED_DOMAIN:
+        raise UserError(
+            field=f'{place} field "domain"',
+            got=brief(domain),
+            wanted="another name: this one stands for all problems together",
+            fix="rename the domain, or leave it out",
+        )
     return ProblemRecord(problem, solution, answer, domain)
+
+
+def _boxed(solution: str) -> str | None:
+    """What the solution boxes; an empty box is none."""
+    inside = last_boxed(solution)
+    return inside if inside and inside.strip() else None
+
+
+def _differ(boxed: str, answer: str) -> bool:
+    """Whether two answers are plain decimal numbers, and not the same one.
+
+    Of anything else only a grader can tell: 1/2 and 0.5 are written differently and equal.
+    """
+    plain = [_THOUSANDS.sub("", text.strip().strip("$").strip()) for text in (boxed, answer)]
+    if not all(_DECIMAL.fullmatch(text) for text in plain):
+        return False
+    return Fraction(plain[0]) != Fraction(plain[1])
 
 
 def _string(record: Mapping[str, Any], field: str, place: str) -> str:
     value = record.get(field)
     if field == "answer" and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise UserError(
+                field=f'{place} field "answer"',
+                got=brief(value),
+                wanted="text that is not empty, or a finite number",
+                fix="correct or remove the record",
+            )
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise UserError(

@@ -134,12 +134,13 @@ def _json_lines(path: epath.Path) -> Iterator[tuple[str, Any]]:
     for number, line in read_lines(path):
         if line.strip():
             place = f"{path} line {number}"
+            # ValueError: no JSON, or a number of more digits than Python reads.
             try:
                 yield place, json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(
                     field=place,
-                    got=f"no JSON ({error})",
+                    got=f"no JSON that can be read ({error})",
                     wanted="one JSON object a line",
                     fix="correct the line; a list over many lines belongs in a .json file",
                 ) from None
@@ -151,10 +152,10 @@ def _json_list(path: epath.Path) -> Iterator[tuple[str, Any]]:
         raise empty_file(path)
     try:
         records = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             field=str(path),
-            got=f"no JSON ({error})",
+            got=f"no JSON that can be read ({error})",
             wanted="one JSON list of records",
             fix="correct the file; one object a line belongs in a .jsonl file",
         ) from None

@@ -151,10 +151,6 @@ class BPETokenizer:
             ids += sp.encode(part)
         return ids
 
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """`encode` of each text."""
-        return [self.encode(text) for text in texts]
-
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. Special ids give nothing; broken UTF-8 gives replacement characters.
 

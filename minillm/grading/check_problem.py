@@ -18,7 +18,7 @@ from minillm.grading.families import constants_beside
 from minillm.grading.lexer import MAX_CHARACTERS
 from minillm.grading.matching import Decide, Matcher, Values, base_name
 from minillm.grading.problem_text import Request, read_problem
-from minillm.grading.statements import restates
+from minillm.grading.statements import flat, form, restates
 from minillm.grading.tree import (
     UNEVALUATED,
     ZERO,
@@ -26,10 +26,14 @@ from minillm.grading.tree import (
     Apply,
     Bag,
     Call,
+    Constant,
     Derivative,
+    Divide,
     Integral,
     Listing,
     Multiply,
+    Negate,
+    Number,
     Relation,
     Symbol,
     Tree,
@@ -68,10 +72,45 @@ def check(problem: str, answer: str, decide: Decide, roots: Roots) -> bool | Non
 
 def _is_task(given: Tree) -> bool:
     """Whether something is left to multiply out or to carry out."""
-    if is_unevaluated(given):
+    if is_unevaluated(given) or _is_sum_to_carry_out(given):
         return True
     products = (part.factors for part in walk(given) if isinstance(part, Multiply))
     return any(sum(not isinstance(f, Symbol) for f in factors) > 1 for factors in products)
+
+
+def _is_sum_to_carry_out(given: Tree) -> bool:
+    """Whether two numbers of a sum, or the numbers of imaginary parts, are still to be added."""
+    for part in walk(given):
+        if isinstance(part, Add):
+            kinds = [kind for term in flat(part) if (kind := _number_kind(term)) is not None]
+            if len(kinds) > len(set(kinds)):
+                return True
+    return False
+
+
+def _number_kind(term: Tree) -> str | None:
+    """ "real" or "imaginary" for a number written in figures, None for anything else."""
+    match term:
+        case Number():
+            return "real"
+        case Constant("i"):
+            return "imaginary"
+        case Negate(operand):
+            return _number_kind(operand)
+        case Divide(numerator, Number()):
+            return _number_kind(numerator)
+        case Multiply((Number(), Constant("i"))):
+            return "imaginary"
+    return None
+
+
+def _is_product_to_carry_out(given: Tree) -> bool:
+    """Whether two factors of a product are numbers or sums."""
+    return any(
+        sum(isinstance(f, Number | Negate | Add) for f in flat(part)) > 1
+        for part in walk(given)
+        if isinstance(part, Multiply)
+    )
 
 
 class _Check:
@@ -83,6 +122,8 @@ class _Check:
         self.given = given
         self.decide = decide
         self.roots = roots
+        # What "add a and b" or "multiply a and b" asks for, written out.
+        self.combined: Tree | None = None
 
     def verdict(self) -> bool | None:
         """The kinds of request from the most telling sign to the least."""
@@ -127,7 +168,9 @@ class _Check:
             asked = defined or list(meanings.values())
         if len(asked) == 2 and not meanings:
             kinds = {kind for word, kind in COMBINED.items() if self.request.says(word)}
-            asked = [kinds.pop()(tuple(asked))] if len(kinds) == 1 else asked
+            if len(kinds) == 1:
+                self.combined = kinds.pop()(tuple(asked))
+                asked = [self.combined]
         if len(asked) != 1:
             return None
         body = asked[0]
@@ -286,7 +329,15 @@ class _Check:
             return None
         if isinstance(body, Derivative):
             body = resolve(body)
-        return self._value(body)
+        verdict = self._value(body)
+        return False if verdict and self._only_combines() else verdict
+
+    def _only_combines(self) -> bool:
+        """Whether the answer to "add a and b" is a+b, with the work left undone."""
+        given = self._single()
+        if self.combined is None or given is None or form(given) != form(self.combined):
+            return False
+        return _is_sum_to_carry_out(given) or _is_product_to_carry_out(given)
 
 
 def _variable(body: Tree) -> str | None:

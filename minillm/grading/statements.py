@@ -25,23 +25,23 @@ def _signed(node: Tree) -> tuple[int, Any]:
         return top * bottom, ("/", above, below)
     if isinstance(node, Multiply):
         total, parts = 1, []
-        for factor in _flat(node):
+        for factor in flat(node):
             sign, body = _signed(factor)
             total *= sign
             parts.append(body)
         return total, ("*", *sorted(parts, key=repr))
     if isinstance(node, Add):
-        return 1, ("+", *sorted((form(term) for term in _flat(node)), key=repr))
+        return 1, ("+", *sorted((form(term) for term in flat(node)), key=repr))
     return 1, (type(node).__name__, *(_field(getattr(node, f.name)) for f in fields(node)))
 
 
-def _flat(node: Add | Multiply) -> list[Tree]:
+def flat(node: Add | Multiply) -> list[Tree]:
     """Terms of terms: brackets around a part of a sum, or of a product, say nothing."""
     items = node.terms if isinstance(node, Add) else node.factors
     parts: list[Tree] = []
     for item in items:
         if isinstance(item, type(node)):
-            parts.extend(_flat(item))
+            parts.extend(flat(item))
         else:
             parts.append(item)
     return parts

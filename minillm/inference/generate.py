@@ -31,7 +31,8 @@ def generate(
     key: Key[Array, ""] | None = None,
     batch_size: int = 64,
 ) -> list[list[int]]:
-    """Continue every prompt until `eos_id` or for `max_new_tokens` tokens, the EOS counted.
+    """Continue every prompt until `eos_id`, for `max_new_tokens` tokens (the EOS counted), or until
+    prompt and continuation fill the model's `max_length`.
 
     A prompt's continuation depends on the prompt, the key and its index in `prompts`, not on
     what else is in its batch.
@@ -43,15 +44,17 @@ def generate(
         batch_size: prompts decoded at a time.
 
     Returns:
-        The new tokens of each prompt, without the EOS: fewer than `max_new_tokens` of them
-        exactly where the model stopped by itself.
+        The new tokens of each prompt, without the EOS: fewer than there was room for exactly
+        where the model stopped by itself.
 
     Raises:
-        UserError: an empty prompt, one too long for the model or with ids outside its
-            vocabulary, or sampling without a key.
+        UserError: an empty prompt, one that leaves no room in the model's length or with ids
+            outside its vocabulary, or sampling without a key.
     """
     _check(model, prompts, max_new_tokens, sampler, key, batch_size)
     key = jax.random.key(0) if key is None else key
+    # No prompt can have more, and the cache has a place for each.
+    max_new_tokens = min(max_new_tokens, model.config.max_length - 1)
     graph, weights = nnx.split(model)
     rows = min(batch_size, _power_of_two(len(prompts)))
     # Alike lengths together: a batch is as wide as its longest prompt and runs until its last
@@ -63,12 +66,13 @@ def generate(
         longest = max(len(prompts[index]) for index in indices)
         width = max(_SHORTEST_BUCKET, _power_of_two(longest))
         tokens = np.full((rows, width), pad_id, np.int32)
-        lengths = np.zeros(rows, np.int32)
+        lengths, room = np.zeros((2, rows), np.int32)
         for row, index in enumerate(indices):
             lengths[row] = len(prompts[index])
             tokens[row, : lengths[row]] = prompts[index]
+            room[row] = model.config.max_length - lengths[row]
         which = np.array(indices + [0] * (rows - len(indices)), np.int32)
-        batch = _Batch(tokens, lengths, which, np.int32(eos_id), np.int32(pad_id))
+        batch = _Batch(tokens, lengths, room, which, np.int32(eos_id), np.int32(pad_id))
         new, counts = jax.device_get(
             _generate_batch(graph, weights, batch, key, sampler, max_new_tokens)
         )
@@ -78,10 +82,12 @@ def generate(
 
 
 class _Batch(NamedTuple):
-    """Right-padded prompts; rows of length 0 only fill the batch."""
+    """Right-padded prompts, and the tokens that may follow each; rows of length 0 only fill the
+    batch."""
 
     tokens: Int[Array, "B T"] | np.ndarray
     lengths: Int[Array, " B"] | np.ndarray
+    room: Int[Array, " B"] | np.ndarray
     indices: Int[Array, " B"] | np.ndarray
     eos_id: Int[Array, ""] | np.int32
     pad_id: Int[Array, ""] | np.int32
@@ -119,7 +125,7 @@ def _generate_batch(
         return _Loop(
             step=state.step + 1,
             last=token,
-            done=done,
+            done=done | (state.step + 1 >= batch.room),
             written=state.written + ~done,
             new=state.new.at[:, state.step].set(token),
             cache=cache,
@@ -166,13 +172,10 @@ def _check(
             field="key", got=None, wanted="a key to sample with", fix="pass jax.random.key(0)"
         )
     for index, prompt in enumerate(prompts):
-        _check_prompt(f"prompts[{index}]", prompt, model.config, max_new_tokens)
+        _check_prompt(f"prompts[{index}]", prompt, model.config)
 
 
-def _check_prompt(
-    field: str, prompt: Sequence[int], config: ModelConfig, max_new_tokens: int
-) -> None:
-    room = config.max_length - max_new_tokens
+def _check_prompt(field: str, prompt: Sequence[int], config: ModelConfig) -> None:
     if len(prompt) == 0:
         raise UserError(
             field=field,
@@ -180,13 +183,12 @@ def _check_prompt(
             wanted="at least one token",
             fix="begin it with the BOS token",
         )
-    if len(prompt) > room:
+    if len(prompt) >= config.max_length:
         raise UserError(
             field=field,
             got=f"{len(prompt)} tokens",
-            wanted=f"at most {room}: model.max_length={config.max_length} less "
-            f"max_new_tokens={max_new_tokens}",
-            fix="shorten the prompt or ask for fewer new tokens",
+            wanted=f"fewer than model.max_length={config.max_length}",
+            fix="shorten the prompt",
         )
     for place, token in enumerate(prompt):
         if not 0 <= token < config.vocab_size:

@@ -1,5 +1,7 @@
 """How every launch script starts and ends."""
 
+import inspect
+import io
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -21,17 +23,13 @@ _CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def define_config(name: str) -> None:
-    """Define `--config`, a file of `configs/` by default, and `--config.a.b=value` with it.
-
-    Where a script writes to `--output_dir`, `--workdir` is another name for it.
-    """
+    """Define `--config`, a file of `configs/` by default, and `--config.a.b=value` with it."""
+    words = "A file of settings; --config.a.b=value changes one of them."
     try:
-        config_flags.DEFINE_config_file("config", default=str(_CONFIGS / f"{name}.py"))
+        config_flags.DEFINE_config_file("config", str(_CONFIGS / f"{name}.py"), words)
     except (AttributeError, KeyError) as error:
         # Overrides are looked up here already, on the default file.
         _refuse(error, sys.argv)
-    if "output_dir" in flags.FLAGS:
-        flags.DEFINE_alias("workdir", "output_dir")
 
 
 def read_config(cls: type[T], **flag_values: Any) -> T:
@@ -51,11 +49,14 @@ def read_config(cls: type[T], **flag_values: Any) -> T:
 def read_scaled_config(cls: type[T], **flag_values: Any) -> T:
     """As `read_config`, where `--config.scale=NAME` chooses the preset that the rest changes.
 
-    The configuration file's `get_config` takes the name of the scale.
+    The configuration file's `get_config` takes the name of the scale; a file of the user's own
+    whose `get_config` takes nothing is the one preset there is.
     """
     flag = flags.FLAGS["config"]
-    file = config_flags.get_config_filename(flag).partition(":")[0]
-    preset = runpy.run_path(file)["get_config"](flags.FLAGS.config.scale)
+    get_config = runpy.run_path(_config_file())["get_config"]
+    if not inspect.signature(get_config).parameters:
+        return read_config(cls, **flag_values)
+    preset = get_config(flags.FLAGS.config.scale)
     preset.update_from_flattened_dict(config_flags.get_override_values(flag))
     flag.value = preset
     return read_config(cls, **flag_values)
@@ -78,11 +79,22 @@ def _for_flags(value: Any) -> Any:
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Parse flags, call `main`, and exit with its code.
 
-    Flag names may be written with dashes or underscores. A UserError is printed on one line and
+    Flag names may be written with dashes or underscores, and where there is an `--output_dir`,
+    `--workdir` is another name for it. A UserError is printed on one line and
     ends the script with exit code 2; any other exception keeps its traceback.
     """
     # Orbax reports every thread it closes; a person wants to hear of what went wrong.
     logging.set_verbosity(logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Not every locale can write mathematics: a question mark is better than a traceback.
+        sys.stdout.reconfigure(errors="replace")
+    known = flags.FLAGS
+    if "output_dir" in known and "workdir" not in known:
+        flags.DEFINE_alias("workdir", "output_dir")
+    for name in ("config", "workdir", "multihost"):
+        if name in known:
+            # Defined here, and not in the script: without this its --help leaves them out.
+            known.register_key_flag_for_module(sys.argv[0], known[name])
     app.run(lambda argv: _guarded(main, argv), argv=_underscored(sys.argv), flags_parser=_parse)
 
 
@@ -105,15 +117,42 @@ def _guarded(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return list(flags.FLAGS(argv))
+        return _parsed(argv)
     except (flags.Error, KeyError, AttributeError, UserError) as error:
         # KeyError and AttributeError: what config_flags raises for an unknown --config.key.
         _refuse(error, argv)
 
 
+def _parsed(argv: list[str]) -> list[str]:
+    try:
+        left = list(flags.FLAGS(argv))
+        if "config" in flags.FLAGS:
+            # A file that could not be read raises when its first key is asked for.
+            _ = flags.FLAGS.config.keys
+        return left
+    except OSError as error:
+        raise UserError(
+            field="config",
+            got=" ".join(str(error.__cause__ or error).split()),
+            wanted="a Python file with a function get_config()",
+            fix="correct the path",
+        ) from error
+
+
+def _config_file() -> str:
+    return config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+
+
 def _refuse(error: Exception, argv: Sequence[str]) -> NoReturn:
-    words = " ".join(str(error).replace("\\n", " ").split()).replace("\\'", "'")
-    print(f"error: {words.strip(chr(39) + chr(34))}; see {argv[0]} --help", file=sys.stderr)
+    words = str(error)
+    if isinstance(error, KeyError | AttributeError):
+        # Their text is the quoted form of what they hold, here one of them in the other.
+        inner: Any = error
+        while isinstance(inner, Exception) and inner.args:
+            inner = inner.args[0]
+        words = f"no such setting: {inner}"
+    words = " ".join(words.split())
+    print(f"error: {words}; see {argv[0]} --help", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
 
 

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from minillm.core.errors import UserError
 from minillm.core.manifest import Manifest
 from minillm.core.progress import progress
 from minillm.data import corpus
+from minillm.data.files import resolve_paths
 
 SCHEMA = "corpus/1"
 SPLITS = ("train", "validation", "test")
@@ -37,7 +39,8 @@ class CorpusConfig:
         train_problems: how many for training; phrasings of one problem count one by one.
         heldout_per_domain: how many for each of validation and test, each problem once.
         domains, levels: which problems; an empty tuple of domains means all six.
-        texts: files of the user's own; empty for the text that comes with minillm.
+        texts: the user's own files, patterns or folders; empty for the text that comes with
+            minillm.
     """
 
     seed: int = 0
@@ -54,6 +57,17 @@ class CorpusConfig:
             heldout_per_domain=self.heldout_per_domain,
             number_of_levels=len(self.levels),
         )
+        _require_known("corpus.domains", self.domains, problems.DOMAINS)
+        _require_known("corpus.levels", self.levels, problems.LEVELS)
+
+
+def read_texts(config: CorpusConfig) -> list[str]:
+    """The documents of `config.texts`, in order.
+
+    Raises:
+        UserError: nothing there, a file of another kind, or one that cannot be read as text.
+    """
+    return [text for path in _sources(config) for text in _documents(path)]
 
 
 def make_corpus(directory: epath.PathLike, config: CorpusConfig) -> Manifest:
@@ -63,18 +77,18 @@ def make_corpus(directory: epath.PathLike, config: CorpusConfig) -> Manifest:
     Every problem has passed `problems.verify`; no key of one split is in another.
     """
     directory = epath.Path(directory)
-    sources = [epath.Path(path) for path in config.texts] or [corpus.builtin_text_path()]
     inputs = {
-        f"text_{index}": manifest.file_sha256(_existing(path)) for index, path in enumerate(sources)
+        f"text_{index}": manifest.file_sha256(path) for index, path in enumerate(_sources(config))
     }
     opened = manifest.open_stage(directory, schema=SCHEMA, config=to_dict(config), inputs=inputs)
     if opened.complete:
         return opened
     started = time.perf_counter()
+    # Read before anything is generated: a file that is no text is found at once.
+    texts = read_texts(config)
     records = _collect(config)
-    for path in sources:
-        for text in _documents(path):
-            records[_text_split(text)].append({"text": text, "domain": "text"})
+    for text in texts:
+        records[_text_split(text)].append({"text": text, "domain": "text"})
     # Mixed, so that packing finds short documents for the ends of rows.
     random.Random(config.seed).shuffle(records["train"])
     counts: dict[str, Any] = {}
@@ -158,7 +172,9 @@ def _verified(config: CorpusConfig, domains: tuple[str, ...]) -> Iterator[tuple[
     # Spawned: forking a process in which jax runs threads can deadlock.
     context = multiprocessing.get_context("spawn")
     workers = min(os.cpu_count() or 1, 16)
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_end_with_parent
+    ) as pool:
         waiting: list[concurrent.futures.Future] = []
         pending = iter(starts)
         try:
@@ -172,6 +188,21 @@ def _verified(config: CorpusConfig, domains: tuple[str, ...]) -> Iterator[tuple[
                     waiting.append(pool.submit(_chunk, config.seed, start, domains, config.levels))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let this worker end when its parent does, however that ends.
+
+    Workers hold both ends of the pool's pipes: after a `kill -9` they would wait for ever.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _chunk(
@@ -193,6 +224,10 @@ def _chunk(
     return found
 
 
+def _sources(config: CorpusConfig) -> list[epath.Path]:
+    return resolve_paths(config.texts) if config.texts else [corpus.builtin_text_path()]
+
+
 def _documents(path: epath.Path) -> Iterator[str]:
     if path.suffix.lower() == ".txt":
         yield from corpus.read_text(path, group_characters=_DOCUMENT_CHARACTERS)
@@ -205,9 +240,11 @@ def _text_split(text: str) -> str:
     return "test" if int(manifest.fingerprint_of(text)[:8], 16) % 10 == 0 else "train"
 
 
-def _existing(path: epath.Path) -> epath.Path:
-    if path.exists():
-        return path
-    raise UserError(
-        field="corpus.texts", got=f"{path} (no such file)", wanted="a text file", fix="correct it"
-    )
+def _require_known(field: str, given: tuple[Any, ...], known: tuple[Any, ...]) -> None:
+    if not set(given) <= set(known) or len(set(given)) < len(given):
+        raise UserError(
+            field=field,
+            got=given,
+            wanted=f"some of {', '.join(map(str, known))}, each once",
+            fix="correct the setting",
+        )

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,12 @@ from etils import epath
 from scipy import stats
 
 from minillm import problems
-from minillm.core import hosts, manifest
+from minillm.core import axes, hosts, manifest
 from minillm.core.configs import require_at_least, to_dict
+from minillm.core.errors import UserError
 from minillm.core.manifest import Manifest
 from minillm.core.progress import progress
-from minillm.core.sharding import MeshConfig, make_mesh, shard_batch
+from minillm.core.sharding import MeshConfig, make_mesh, rounded_up, shard_batch
 from minillm.data import corpus
 from minillm.data.corpus import read_problem_records
 from minillm.data.rows import RowsReader
@@ -42,7 +44,8 @@ class EvaluationConfig:
 
     Attributes:
         batch_size: rows, or problems, at a time.
-        max_new_tokens: what a solution may take; longer ones count as wrong.
+        max_new_tokens: what a solution may take, within the model's `max_length`; what is cut off
+            counts as wrong.
     """
 
     batch_size: int = 64
@@ -110,6 +113,14 @@ def problems_for(problems_path: str | None, config: ExamConfig) -> list[dict[str
     return records
 
 
+def default_directory(
+    model: epath.PathLike, config: EvaluationConfig, records: Sequence[Mapping[str, Any]]
+) -> str:
+    """A folder beside the model for this evaluation of it and no other."""
+    made_from = {"config": to_dict(config), "inputs": _fingerprints(model, records)}
+    return f"{os.fspath(model).rstrip('/')}-evaluation-{manifest.fingerprint_of(made_from)[:8]}"
+
+
 def evaluate(
     directory: epath.PathLike,
     config: EvaluationConfig,
@@ -132,10 +143,7 @@ def evaluate(
     started = time.perf_counter()
     directory = epath.Path(directory)
     function, params, tokenizer = load_model(model)
-    inputs = {
-        "model": manifest.require_complete(model, MODEL_SCHEMA).fingerprint,
-        "problems": manifest.fingerprint_of([dict(record) for record in records]),
-    }
+    inputs = _fingerprints(model, records)
     source = _heldout(heldout_rows, teacher_store)
     if source is not None:
         inputs["heldout"] = source.fingerprint
@@ -172,6 +180,13 @@ def evaluate(
     return finished
 
 
+def _fingerprints(model: epath.PathLike, records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {
+        "model": manifest.require_complete(model, MODEL_SCHEMA).fingerprint,
+        "problems": manifest.fingerprint_of([dict(record) for record in records]),
+    }
+
+
 def _heldout(
     rows: epath.PathLike | None, store: epath.PathLike | None
 ) -> RowsReader | JoinedRows | None:
@@ -194,6 +209,7 @@ def heldout_figures(function: Any, params: Any, source: Any, batch_size: int) ->
     """
     step = make_eval_step(function)
     mesh = make_mesh(MeshConfig())
+    batch_size = rounded_up(batch_size, mesh, axes.BATCH)
     sums: dict[str, LossSum] = {}
     with jax.set_mesh(mesh):
         for first in range(0, len(source), batch_size):
@@ -224,14 +240,21 @@ def solve(
     prompts = [
         [tokenizer.bos_id, *tokenizer.encode(corpus.problem_prompt(problem))] for problem in texts
     ]
-    room = model.config.max_length - config.max_new_tokens
-    asked = [index for index, prompt in enumerate(prompts) if len(prompt) <= room]
+    longest = model.config.max_length - 1
+    asked = [index for index, prompt in enumerate(prompts) if len(prompt) <= longest]
+    if prompts and not asked:
+        raise UserError(
+            field="problems",
+            got=f"{len(prompts)}, the shortest of {min(map(len, prompts))} tokens",
+            wanted=f"at most {longest} tokens: model.max_length={longest + 1}, less one to answer",
+            fix="give shorter problems, or a model that reads longer ones",
+        )
     if len(asked) < len(prompts):
         logging.warning(
             "%d problems are longer than %d tokens, what the model has room for; they count as "
             "not solved",
             len(prompts) - len(asked),
-            room,
+            longest,
         )
     solutions = [""] * len(prompts)
     with progress(len(asked), description=description, unit="problem") as bar:

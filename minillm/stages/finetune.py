@@ -5,7 +5,6 @@ import dataclasses
 from etils import epath
 
 from minillm.core import hosts
-from minillm.core.configs import require_at_least
 from minillm.core.manifest import Manifest
 from minillm.data.corpus import Example, read_problem_records
 from minillm.data.tokenizer import BPETokenizer
@@ -15,6 +14,7 @@ from minillm.stages.preparation import RowsConfig
 from minillm.stages.training import (
     TOKENIZER,
     RunConfig,
+    check_epochs,
     model_config_of,
     run_training,
     with_epochs,
@@ -28,17 +28,16 @@ class FinetuneConfig:
 
     Attributes:
         corpus: what to generate where no file of problems is given.
-        epochs: passes over the problems; None leaves `run.loop.steps` to decide.
+        epochs: passes over the problems, instead of `run.loop.steps`; three where neither is set.
     """
 
     corpus: CorpusConfig = CorpusConfig()
     rows: RowsConfig = RowsConfig()
     run: RunConfig = RunConfig(optimizer=OptimizerConfig(learning_rate=3e-4))
-    epochs: float | None = 3.0
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs is not None:
-            require_at_least(0, epochs=self.epochs)
+        check_epochs(self.epochs, self.run)
 
 
 def finetune(

@@ -1,7 +1,7 @@
 """The precompute stage: a teacher and rows in, a store of its targets out."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -85,12 +85,14 @@ def precompute(
     *,
     teacher: str,
     rows: epath.PathLike,
+    devices: Sequence[jax.Device] | None = None,
     description: str = "teacher targets",
 ) -> Manifest:
     """Write the teacher's targets for every token of every row, or go on writing them.
 
     Args:
         teacher: a model folder, or "mock" for a tiny random model.
+        devices: what the mesh is made of; None takes all.
 
     Raises:
         UserError: the teacher's vocabulary or tokenizer is not the one the rows were made with.
@@ -98,7 +100,7 @@ def precompute(
     hosts.require_one_host("precomputing a teacher's targets")
     reader = RowsReader(rows)
     tokenizer = reader.manifest.inputs["tokenizer"]
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, devices)
     check_divides("batch_size", config.batch_size, mesh, axes.BATCH)
     loaded = load_teacher(
         teacher, vocab_size=int(reader.manifest.counts["vocab_size"]), seed=config.seed, mesh=mesh

@@ -3,18 +3,25 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 from absl import logging
 from etils import epath
 
 from minillm.core import manifest
-from minillm.core.configs import to_dict
+from minillm.core.configs import require_at_least, to_dict
+from minillm.core.errors import UserError
 from minillm.core.manifest import Manifest
 from minillm.data import rows
 from minillm.data.corpus import Example
+from minillm.data.packing import tokenize
 from minillm.data.tokenizer import BPETokenizer
+from minillm.data.tokenizer_training import smallest_vocabulary
 
 TOKENIZER_SCHEMA = "tokenizer/1"
 TOKENIZER = "tokenizer.model"
+# What a row length that is recommended keeps of the problems, and the number it is a multiple of.
+_KEPT_SHARE = 0.95
+_ROW_STEP = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +31,9 @@ class TokenizerConfig:
     """
 
     vocab_size: int = 512
+
+    def __post_init__(self) -> None:
+        require_at_least(smallest_vocabulary(()), vocab_size=self.vocab_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +45,10 @@ class RowsConfig:
 
     row_length: int = 256
     rows_per_shard: int = 4096
+
+    def __post_init__(self) -> None:
+        require_at_least(2, row_length=self.row_length)
+        require_at_least(1, rows_per_shard=self.rows_per_shard)
 
 
 def make_tokenizer(
@@ -68,7 +82,16 @@ def make_rows(
     examples: Sequence[Example],
     tokenizer: BPETokenizer,
 ) -> Manifest:
-    """Tokenise and pack examples into rows; their text is what the rows are made from."""
+    """Tokenise and pack examples into rows; their text is what the rows are made from.
+
+    Problems that are longer than a row are left out, with a warning.
+
+    Raises:
+        UserError: that would be more than half of them.
+    """
+    there = manifest.read_manifest(directory)
+    if there is None or not there.complete:
+        _check_lengths(examples, tokenizer, config.row_length)
     contents = [[example.prompt, example.completion] for example in examples]
     made = rows.write_rows(
         directory,
@@ -89,3 +112,20 @@ def make_rows(
             config.row_length,
         )
     return made
+
+
+def _check_lengths(examples: Sequence[Example], tokenizer: BPETokenizer, row_length: int) -> None:
+    """Raise UserError where more than half of the problems are longer than a row."""
+    asked = [example for example in examples if example.prompt]
+    lengths = np.sort([len(tokenize(example, tokenizer).tokens) for example in asked])
+    longer = int(np.count_nonzero(lengths > row_length))
+    if 2 * longer <= len(lengths):
+        return
+    enough = int(np.quantile(lengths, _KEPT_SHARE, method="higher"))
+    enough = -(-enough // _ROW_STEP) * _ROW_STEP
+    raise UserError(
+        field="rows.row_length",
+        got=f"{row_length}, and {longer} of {len(lengths)} problems are longer",
+        wanted="room for half of the problems at least",
+        fix=f"{enough} keeps {_KEPT_SHARE:.0%} of them, with a model.max_length of as much or more",
+    )

@@ -8,7 +8,6 @@ from etils import epath
 
 from minillm import problems
 from minillm.core import hosts
-from minillm.core.configs import require_at_least
 from minillm.core.errors import UserError
 from minillm.core.manifest import Manifest
 from minillm.data.corpus import Example, builtin_text_path, problem_prompt, read_examples
@@ -16,7 +15,7 @@ from minillm.data.tokenizer import BPETokenizer
 from minillm.model.config import ModelConfig
 from minillm.stages import preparation
 from minillm.stages.preparation import RowsConfig, TokenizerConfig
-from minillm.stages.training import RunConfig, run_training, with_epochs
+from minillm.stages.training import RunConfig, check_epochs, run_training, with_epochs
 
 MOCK_PROBLEMS = 200
 
@@ -28,7 +27,7 @@ class PretrainConfig:
     Attributes:
         model: its vocabulary size becomes the tokenizer's, and its longest sequence a row at
             least.
-        epochs: passes over the rows; None leaves `run.loop.steps` to decide.
+        epochs: passes over the rows, instead of `run.loop.steps`; three where neither is set.
     """
 
     model: ModelConfig = ModelConfig(
@@ -43,11 +42,10 @@ class PretrainConfig:
     tokenizer: TokenizerConfig = TokenizerConfig()
     rows: RowsConfig = RowsConfig()
     run: RunConfig = RunConfig()
-    epochs: float | None = 3.0
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs is not None:
-            require_at_least(0, epochs=self.epochs)
+        check_epochs(self.epochs, self.run)
 
 
 def with_sizes(

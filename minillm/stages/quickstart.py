@@ -5,11 +5,14 @@ import time
 from dataclasses import replace
 from typing import Any, Literal
 
+import jax
 from absl import logging
 from etils import epath
 
-from minillm.core import hosts
+from minillm.core import axes, hosts
+from minillm.core.configs import require_at_least
 from minillm.core.manifest import read_manifest, require_complete
+from minillm.core.sharding import check_divides, devices_for, make_mesh
 from minillm.data.corpus import Example, read_problem_records
 from minillm.data.tokenizer import BPETokenizer
 from minillm.model.config import ModelConfig
@@ -19,7 +22,13 @@ from minillm.stages.evaluation import EvaluationConfig
 from minillm.stages.precompute import PrecomputeConfig, precompute
 from minillm.stages.preparation import TOKENIZER, RowsConfig, TokenizerConfig
 from minillm.stages.training import SCHEMA as MODEL_SCHEMA
-from minillm.stages.training import RunConfig, run_training
+from minillm.stages.training import (
+    RunConfig,
+    check_row_fits,
+    check_shapes,
+    model_config_of,
+    run_training,
+)
 from minillm.teachers import MOCK, check_folder
 from minillm.train.loop import LoopConfig
 
@@ -57,6 +66,11 @@ class QuickstartConfig:
     problems_path: str | None = None
     split: Literal["test", "validation"] = "test"
 
+    def __post_init__(self) -> None:
+        for run in (self.teacher_run, self.student_run, self.finetune_run):
+            # Raises where the number of steps is open: no stage here counts passes over the data.
+            require_at_least(0, steps=run.loop.total)
+
 
 def run_quickstart(workdir: epath.PathLike, config: QuickstartConfig) -> dict[str, Any]:
     """Run every stage that is not finished yet, then write and return the report."""
@@ -84,12 +98,35 @@ class _Work:
         self.config = config
 
     def check(self) -> None:
-        """Read what the user gave before any work starts."""
-        if self.config.teacher not in (None, MOCK):
+        """Read what the user gave, and hold the settings against each other and the machine."""
+        config = self.config
+        if self._given_teacher:
             check_folder(self._model("teacher"))
             require_complete(self._model("teacher"), MODEL_SCHEMA)
-        if self.config.problems_path is not None:
-            read_problem_records(self.config.problems_path)
+            teacher = model_config_of(self._model("teacher"))
+            check_row_fits(teacher, config.rows.row_length, name="teacher_")
+        if config.problems_path is not None:
+            read_problem_records(config.problems_path)
+        corpus.read_texts(config.corpus)
+        runs = {
+            "student_": (config.student_model, config.student_run),
+            "finetune_": (config.student_model, config.finetune_run),
+        }
+        if not self._given_teacher:
+            runs["teacher_"] = (config.teacher_model, config.teacher_run)
+        for name, (model, run) in runs.items():
+            mesh = make_mesh(run.mesh, devices_for(run.mesh, run.batch_size))
+            check_shapes(model, run, config.rows.row_length, mesh, name=name)
+            if mesh.size < jax.device_count():
+                logging.warning(
+                    "%srun: batches of %d rows leave %d of %d devices idle; raise batch_size",
+                    name,
+                    run.batch_size,
+                    jax.device_count() - mesh.size,
+                    jax.device_count(),
+                )
+        mesh = make_mesh(config.precompute.mesh, self._precompute_devices())
+        check_divides("precompute.batch_size", config.precompute.batch_size, mesh, axes.BATCH)
 
     def prepare(self) -> None:
         """Corpus, tokenizer, and rows for training, held-out loss and fine-tune."""
@@ -110,7 +147,7 @@ class _Work:
 
     def train(self) -> None:
         """Teacher, its targets, baseline, distilled and fine-tuned student, in this order."""
-        if self.config.teacher in (None, MOCK):
+        if not self._given_teacher:
             self._run("teacher", self.config.teacher_model, self._teacher_run())
         for name in ROWS:
             precompute(
@@ -118,6 +155,7 @@ class _Work:
                 self.config.precompute,
                 teacher=self._model("teacher"),
                 rows=self._folder("rows", name),
+                devices=self._precompute_devices(),
                 description=f"teacher targets, {name} rows",
             )
         student, run = self.config.student_model, self.config.student_run
@@ -159,9 +197,18 @@ class _Work:
             run,
             rows=self._folder("rows", rows),
             tokenizer=self._tokenizer_path(),
+            devices=devices_for(run.mesh, run.batch_size),
             description=f"train {name}",
             **options,
         )
+
+    @property
+    def _given_teacher(self) -> bool:
+        """Whether the teacher is a folder of the user's, not trained here."""
+        return self.config.teacher not in (None, MOCK)
+
+    def _precompute_devices(self) -> list[jax.Device]:
+        return devices_for(self.config.precompute.mesh, self.config.precompute.batch_size)
 
     def _teacher_run(self) -> RunConfig:
         run = self.config.teacher_run
@@ -169,13 +216,13 @@ class _Work:
 
     def _tokenizer(self, texts: list[str]) -> BPETokenizer:
         """The teacher's own tokenizer where a teacher is given, otherwise one trained here."""
-        if self.config.teacher in (None, MOCK):
+        if not self._given_teacher:
             return preparation.make_tokenizer(self.root / "tokenizer", self.config.tokenizer, texts)
         return BPETokenizer.load(self._tokenizer_path())
 
     def _tokenizer_path(self) -> epath.Path:
-        given = self.config.teacher not in (None, MOCK)
-        return (epath.Path(self.config.teacher) if given else self.root / "tokenizer") / TOKENIZER
+        given = self._given_teacher
+        return (self._model("teacher") if given else self.root / "tokenizer") / TOKENIZER
 
     def _finetune_examples(self, train: list[dict[str, Any]]) -> list[Example]:
         if self.config.problems_path is None:

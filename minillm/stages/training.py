@@ -33,6 +33,7 @@ from minillm.train.step import (
 
 SCHEMA = "model/1"
 TOKENIZER = "tokenizer.model"
+EPOCHS = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +74,10 @@ def run_training(
     tokenizer: epath.PathLike,
     stores: Sequence[epath.PathLike] = (),
     init_from: epath.PathLike | None = None,
+    devices: Sequence[jax.Device] | None = None,
     description: str = "train",
 ) -> Manifest:
-    """Train until `config.loop.steps`, going on from the newest checkpoint in `directory`.
+    """Train until step `config.loop.total`, going on from the newest checkpoint in `directory`.
 
     Args:
         model: the architecture; with `init_from`, that of the model there.
@@ -83,6 +85,7 @@ def run_training(
         tokenizer: the model file the rows were made with; copied beside the weights.
         stores: folders of teacher targets for those rows.
         init_from: a model folder whose newest parameters are the starting point.
+        devices: what the mesh is made of; None takes all.
 
     Returns:
         The manifest of the finished model folder: counts `params`, `train_tokens`, `steps`, and
@@ -90,11 +93,11 @@ def run_training(
     """
     directory = epath.Path(directory)
     given = _open_inputs(rows, tokenizer, stores, init_from)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, devices)
     _check_fit(model, config, given, mesh, has_stores=bool(stores))
     function = ModelFunction(model)
-    schedule = make_schedule(config.optimizer, config.loop.steps)
-    optimizer = make_optimizer(config.optimizer, config.loop.steps, function.axes)
+    schedule = make_schedule(config.optimizer, config.loop.total)
+    optimizer = make_optimizer(config.optimizer, config.loop.total, function.axes)
     batches = iter(
         loader.batches(
             given.source,
@@ -106,6 +109,7 @@ def run_training(
     )
     opened = _open_folder(directory, model, config, given)
     if opened.complete:
+        checkpoint.require_checkpoint(directory)
         return opened
     saved = Checkpointer(directory)
     try:
@@ -150,12 +154,55 @@ def model_config_of(directory: epath.PathLike) -> ModelConfig:
     return ModelConfig.from_dict(checkpoint.read_model_description(directory))
 
 
-def with_epochs(config: RunConfig, epochs: float | None, rows: epath.PathLike) -> RunConfig:
-    """The run with as many steps as `epochs` passes over the rows take; None changes nothing."""
+def check_epochs(epochs: float | None, config: RunConfig) -> None:
+    """Raise UserError unless at most one of epochs and steps is set; for `__post_init__`."""
     if epochs is None:
+        return
+    require_at_least(0, epochs=epochs)
+    if config.loop.steps is not None:
+        raise UserError(
+            field="epochs",
+            got=f"{epochs} beside run.loop.steps={config.loop.steps}",
+            wanted="one of the two",
+            fix="leave one out",
+        )
+
+
+def with_epochs(config: RunConfig, epochs: float | None, rows: epath.PathLike) -> RunConfig:
+    """The run with its steps decided: those it has, or those of `epochs` passes over the rows.
+
+    `EPOCHS` passes where neither is set.
+    """
+    if config.loop.steps is not None:
         return config
+    epochs = EPOCHS if epochs is None else epochs
     steps = max(1, math.ceil(epochs * (len(RowsReader(rows)) // config.batch_size)))
     return dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=steps))
+
+
+def check_shapes(
+    model: ModelConfig, config: RunConfig, row_length: int, mesh: Mesh, *, name: str = ""
+) -> None:
+    """Raise UserError where sizes of model, rows and batch do not fit each other or the mesh.
+
+    Args:
+        name: stands before `run` and `model` in the field of an error.
+    """
+    check_row_fits(model, row_length, name=name)
+    check_divides(f"{name}run.batch_size", config.batch_size, mesh, axes.BATCH)
+    check_divides("rows.row_length", row_length, mesh, axes.LENGTH)
+    check_divides(f"{name}model.num_kv_heads", model.num_kv_heads, mesh, axes.KV_HEADS)
+
+
+def check_row_fits(model: ModelConfig, row_length: int, *, name: str = "") -> None:
+    """Raise UserError where a row is longer than what the model reads."""
+    if row_length > model.max_length:
+        raise UserError(
+            field=f"{name}model.max_length",
+            got=model.max_length,
+            wanted=f"at least {row_length}, the length of the rows",
+            fix="raise it, or pack shorter rows",
+        )
 
 
 def _open_inputs(
@@ -196,13 +243,7 @@ def _check_fit(
             wanted=f"{pieces}, the pieces of the rows' tokenizer",
             fix="set it, or give the tokenizer that goes with the model",
         )
-    if given.row_length > model.max_length:
-        raise UserError(
-            field="model.max_length",
-            got=model.max_length,
-            wanted=f"at least {given.row_length}, the length of the rows",
-            fix="raise it, or pack shorter rows",
-        )
+    check_shapes(model, config, given.row_length, mesh)
     if has_stores != (config.loss.distillation > 0):
         raise UserError(
             field="loss.distillation",
@@ -210,9 +251,6 @@ def _check_fit(
             wanted="a weight above 0 exactly where there is a store",
             fix="set the weight, or give or leave out the store",
         )
-    check_divides("batch_size", config.batch_size, mesh, axes.BATCH)
-    check_divides("row_length", given.row_length, mesh, axes.LENGTH)
-    check_divides("model.num_kv_heads", model.num_kv_heads, mesh, axes.KV_HEADS)
     if (mesh.shape[axes.DATA] * mesh.shape[axes.FSDP]) % jax.process_count():
         raise UserError(
             field="mesh",
@@ -255,7 +293,7 @@ def _close_folder(
         counts={
             "params": model.num_params(),
             "train_tokens": result.tokens,
-            "steps": config.loop.steps,
+            "steps": config.loop.total,
             "weights": checkpoint.tree_fingerprint(result.state.params),
         },
         measured={"seconds": result.seconds},

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 from etils import epath
 
-from minillm.core.configs import require_at_least
 from minillm.core.manifest import Manifest
 from minillm.data.tokenizer import BPETokenizer
 from minillm.model.config import ModelConfig
-from minillm.stages.training import RunConfig, run_training, with_epochs
+from minillm.stages.training import RunConfig, check_epochs, run_training, with_epochs
 from minillm.train.step import LossConfig
 
 
@@ -20,7 +19,7 @@ class TransferConfig:
 
     Attributes:
         model: the student; its vocabulary size becomes the tokenizer's.
-        epochs: passes over the rows; None leaves `run.loop.steps` to decide.
+        epochs: passes over the rows, instead of `run.loop.steps`; three where neither is set.
     """
 
     model: ModelConfig = ModelConfig(
@@ -33,11 +32,10 @@ class TransferConfig:
         intermediate_size=256,
     )
     run: RunConfig = RunConfig(loss=LossConfig(cross_entropy=0.5, distillation=0.5))
-    epochs: float | None = 3.0
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs is not None:
-            require_at_least(0, epochs=self.epochs)
+        check_epochs(self.epochs, self.run)
 
 
 def transfer(

@@ -24,18 +24,33 @@ class LoopConfig:
     """How long to run, and how often to look up from it.
 
     Attributes:
-        steps: updates in total, those before a restart included.
+        steps: updates in total, those before a restart included; None where passes over the data
+            are to decide, which a stage turns into steps before it trains.
         log_every: steps between lines of metrics.
         checkpoint_every: steps between checkpoints; the last step always makes one.
     """
 
-    steps: int = 1000
+    steps: int | None = None
     log_every: int = 20
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
-        require_at_least(0, steps=self.steps)
+        if self.steps is not None:
+            require_at_least(0, steps=self.steps)
         require_at_least(1, log_every=self.log_every, checkpoint_every=self.checkpoint_every)
+
+    @property
+    def total(self) -> int:
+        """`steps`, once they are decided.
+
+        Raises:
+            UserError: they are not.
+        """
+        if self.steps is None:
+            raise UserError(
+                field="loop.steps", got=None, wanted="a number of updates", fix="set it, or epochs"
+            )
+        return self.steps
 
 
 class Batches(Protocol):
@@ -49,11 +64,15 @@ class NonFiniteError(UserError):
     """The loss or its gradient became NaN or infinite; the last good checkpoint is kept."""
 
     def __init__(self, name: str, step: int, value: float, checkpoint: int | None) -> None:
-        kept = "no checkpoint was made yet" if checkpoint is None else f"checkpoint {checkpoint}"
+        kept = (
+            "no checkpoint was made yet"
+            if checkpoint is None
+            else f"checkpoint {checkpoint} is the last good state"
+        )
         super().__init__(
             field=f"{name} at step {step}",
             got=value,
-            wanted=f"a finite number ({kept} is the last good state)",
+            wanted=f"a finite number ({kept})",
             fix="lower the learning rate (in another folder), or look at the rows of that step",
         )
         self.step = step
@@ -88,7 +107,7 @@ def train(
     tokens: int = 0,
     seconds: float = 0.0,
 ) -> TrainResult:
-    """Run from `state` to `config.steps`.
+    """Run from `state` to step `config.total`.
 
     Args:
         run_facts: saved with every checkpoint beside the data position (fingerprints, seed).
@@ -104,18 +123,18 @@ def train(
         facts = {**run_facts, "tokens": tokens, "seconds": seconds, "data": batches.get_state()}
         checkpointer.save(step, params=state.params, optimizer=state.optimizer, progress=facts)
 
-    if config.steps == 0 and checkpointer.latest_step is None:
+    if config.total == 0 and checkpointer.latest_step is None:
         # A run of no steps leaves a model of random weights: what `mock` teachers are.
         keep(state, 0)
     with (
         jax.set_mesh(mesh),
-        progress(config.steps, initial=start, description=description, unit="step") as bar,
+        progress(config.total, initial=start, description=description, unit="step") as bar,
     ):
-        for step in range(start + 1, config.steps + 1):
+        for step in range(start + 1, config.total + 1):
             batch = window.wait_for(batches)
             state, values = step_function(state, shard_batch(batch, mesh))
             window.add(values)
-            save = step % config.checkpoint_every == 0 or step == config.steps
+            save = step % config.checkpoint_every == 0 or step == config.total
             # Looked at before every save too, so that a bad state is never the one that is kept.
             if save or step % config.log_every == 0:
                 line = window.close(step, checkpointer)

@@ -8,6 +8,7 @@ import optax
 
 from minillm.core import axes
 from minillm.core.configs import require_at_least
+from minillm.core.errors import UserError
 
 Axes = tuple[str | None, ...]
 
@@ -37,7 +38,15 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require_at_least(0, learning_rate=self.learning_rate, warmup_steps=self.warmup_steps)
-        require_at_least(0, weight_decay=self.weight_decay, clip_norm=self.clip_norm)
+        require_at_least(0, weight_decay=self.weight_decay, final_fraction=self.final_fraction)
+        # A norm of 0 would clip every gradient to nothing.
+        require_at_least(1e-9, clip_norm=self.clip_norm)
+        require_at_least(0, beta1=self.beta1, beta2=self.beta2)
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                raise UserError(
+                    field=name, got=getattr(self, name), wanted="less than 1", fix="try 0.95"
+                )
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

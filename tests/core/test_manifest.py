@@ -47,6 +47,14 @@ def test_stage_that_was_opened_but_wrote_nothing_can_be_opened_with_other_settin
         manifest.open_stage(tmp_path, **arguments, begun=True)
 
 
+def test_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "notes").write_text("words")
+    for place in ("notes", "notes/rows", "notes/deep/rows"):
+        with pytest.raises(UserError, match=r"output folder .*notes, which is a file"):
+            start(tmp_path / place)
+    assert start(tmp_path / "new" / "rows").complete is False
+
+
 def test_unfinished_or_foreign_stage_is_not_accepted_as_complete(tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         manifest.require_complete(tmp_path / "nowhere", "rows/1")

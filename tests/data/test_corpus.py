@@ -9,7 +9,6 @@ from minillm.data.corpus import (
     Example,
     ProblemRecord,
     builtin_text_path,
-    corpus_fingerprint,
     last_boxed,
     problem_prompt,
     read_examples,
@@ -91,6 +90,30 @@ def test_a_solution_without_its_answer_boxed_gets_a_line_that_boxes_it(tmp_path)
 
 
 @pytest.mark.parametrize(
+    ("boxed", "answer"),
+    [
+        ("2", "2.0"),
+        ("1,200", 1200),
+        ("$5$", "5"),
+        ("0.5", "1/2"),
+        (r"\frac{1}{2}", 0.5),
+        ("x=3", "3"),
+        (r"50\%", "0.5"),
+    ],
+)
+def test_answer_may_be_written_otherwise_than_in_the_box(tmp_path, boxed, answer):
+    record = {"problem": "p", "solution": f"\\boxed{{{boxed}}}", "answer": answer}
+    [read] = read_problem_records(_write(tmp_path / "p.json", json.dumps([record])))
+    assert read == ProblemRecord("p", record["solution"], str(answer))
+
+
+def test_empty_box_is_no_box(tmp_path):
+    record = {"problem": "p", "solution": r"so \boxed{ }", "answer": "4"}
+    [read] = read_problem_records(_write(tmp_path / "p.json", json.dumps([record])))
+    assert read.solution == "so \\boxed{ }\n\\boxed{4}"
+
+
+@pytest.mark.parametrize(
     ("text", "inside"),
     [
         (r"\boxed{1} then \boxed{x^{2}}", "x^{2}"),
@@ -114,6 +137,20 @@ BAD = {
     "empty problem": ("a.json", [{**GOOD, "problem": " "}], ["record 1", "not empty"]),
     "answer is null": ("a.json", [{**GOOD, "answer": None}], ['"answer"', "null"]),
     "answer is true": ("a.json", [{**GOOD, "answer": True}], ['"answer"', "true", "number"]),
+    "answer is NaN": ("a.json", [{**GOOD, "answer": float("nan")}], ['"answer"', "NaN", "finite"]),
+    "answer is not the box": (
+        "a.json",
+        [GOOD, {**GOOD, "answer": "7"}],
+        ["record 2", '"answer"', '"7", where the solution boxes "2"'],
+    ),
+    "worked answer is not the box": (
+        "a.json",
+        [{"question": "q", "answer": "\\boxed{1,200.5}\n#### 1,200"}],
+        ["record 1", '"1200", where the solution boxes "1,200.5"'],
+    ),
+    "endless integer": ("a.json", '[{"answer": ' + "9" * 5000 + "}]", ["a.json", "digits"]),
+    "endless integer in a line": ("a.jsonl", '{"a": ' + "9" * 5000 + "}", ["line 1", "digits"]),
+    "domain of all": ("a.json", [{**GOOD, "domain": "overall"}], ['"domain"', "another name"]),
     "domain is a list": ("a.json", [{**GOOD, "domain": []}], ['"domain"', "list"]),
     "other fields": ("a.json", [{"q": 1}], ["record 1", "['q']", "question"]),
     "no object": ("a.json", [GOOD, GOOD, "x"], ["record 3", '"x"', "object"]),
@@ -196,10 +233,3 @@ def test_paths_that_lead_nowhere_are_refused(tmp_path, path):
     (tmp_path / "a.md").write_text("x")
     with pytest.raises(UserError, match="data path"):
         resolve_paths(path.format(tmp_path) if isinstance(path, str) else path)
-
-
-def test_corpus_fingerprint_follows_content_and_not_names(tmp_path):
-    a, b = _write(tmp_path / "a.txt", "one"), _write(tmp_path / "b.txt", "one")
-    other = _write(tmp_path / "c.txt", "two")
-    assert corpus_fingerprint(a) == corpus_fingerprint(b) != corpus_fingerprint(other)
-    assert corpus_fingerprint([a, other]) != corpus_fingerprint([other, a])

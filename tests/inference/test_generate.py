@@ -83,6 +83,17 @@ def test_batches_smaller_than_the_work_give_the_same(model, greedy):
     assert continued(model, PROMPTS, batch_size=2) == greedy
 
 
+def test_each_prompt_gets_what_it_leaves_of_the_models_length(model, greedy):
+    prompts = [*PROMPTS, [7] * 95, [7] * 99]
+    longer = build(dataclasses.replace(CONFIG, max_length=200))
+    wanted = continued(longer, prompts, eos_id=-1)
+    cut = continued(model, prompts, eos_id=-1)
+    assert [len(tokens) for tokens in cut] == [NEW] * len(PROMPTS) + [5, 1]
+    assert cut == [tokens[: len(short)] for tokens, short in zip(wanted, cut, strict=True)]
+    filled = continued(model, [[1], [7] * 95], eos_id=-1, max_new_tokens=1000)
+    assert [len(tokens) for tokens in filled] == [99, 5]
+
+
 def test_samples_depend_on_the_key_and_the_index_not_on_the_batch(model):
     drawn = [
         continued(model, PROMPTS, sampler=SAMPLER, key=jax.random.key(seed), batch_size=size)
@@ -113,7 +124,7 @@ def test_no_prompts_give_no_results(model):
     ("changes", "field"),
     [
         ({"prompts": [[1], []]}, "prompts[1]"),
-        ({"prompts": [[1] * 89]}, "prompts[0]"),
+        ({"prompts": [[1] * 100]}, "prompts[0]"),
         ({"prompts": [[1]], "max_new_tokens": 0}, "max_new_tokens"),
         ({"prompts": [[1]], "batch_size": 0}, "batch_size"),
         ({"prompts": [[1]], "sampler": SAMPLER}, "key"),

@@ -12,6 +12,7 @@ import pytest
 
 from minillm.core.manifest import file_sha256, read_manifest
 from minillm.stages.quickstart import MODELS
+from tests.stages.processes import descendants, wait_until_ended
 
 # A kill comes a moment after the first file that matches appears. Files, not seconds: how far a
 # run is after so many seconds differs by machine.
@@ -25,6 +26,16 @@ MOMENTS = (
     "evaluation/baseline/*",
 )
 LONGEST_WAIT = 300  # seconds
+# Of a worker whose parent was killed, in seconds: it may have a chunk of SymPy's in hand.
+LONGEST_LIFE = 20
+
+CORPUS = """
+import sys
+from minillm.stages.corpus import CorpusConfig, make_corpus
+
+if __name__ == "__main__":
+    make_corpus(sys.argv[1], CorpusConfig(train_problems=100_000))
+"""
 
 
 def start(workdir):
@@ -36,8 +47,6 @@ def start(workdir):
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
             stdout=log,
             stderr=subprocess.STDOUT,
-            # A group of its own, so that a kill reaches the corpus's worker processes too.
-            start_new_session=True,
         )
 
 
@@ -50,7 +59,7 @@ def finish(workdir):
 
 
 def kill_after(workdir, pattern, delay):
-    """Start a run, and kill it and its workers `delay` seconds after `pattern` matches a file."""
+    """Start a run, kill it `delay` seconds after `pattern` matches a file, and see what is left."""
     process = start(workdir)
     deadline = time.monotonic() + LONGEST_WAIT
     while not any(workdir.glob(pattern)):
@@ -59,8 +68,36 @@ def kill_after(workdir, pattern, delay):
         time.sleep(0.01)
     time.sleep(delay)
     assert process.poll() is None, f"ended before it could be killed after {pattern}"
-    os.killpg(process.pid, signal.SIGKILL)
+    kill_alone(process)
+
+
+def kill_alone(process):
+    """Kill one process as `kill -9` does, and see the ones that it started end by themselves."""
+    below = descendants(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    left = wait_until_ended(below, LONGEST_LIFE)
+    assert not left, f"{len(left)} of {len(below)} processes outlive their parent"
+    return below
+
+
+def test_workers_of_a_corpus_end_with_the_process_that_started_them(tmp_path):
+    script = tmp_path / "make.py"
+    script.write_text(CORPUS)
+    process = subprocess.Popen(
+        [sys.executable, script, tmp_path / "corpus"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + LONGEST_WAIT
+    # The pool's workers and the tracker of their shared memory.
+    while len(descendants(process.pid)) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    # Past the start of Python, so that the workers are at work.
+    time.sleep(3)
+    assert len(kill_alone(process)) >= 2
 
 
 @pytest.mark.slow

@@ -1,6 +1,9 @@
 """The pipeline from end to end, at a size of seconds."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,9 @@ from etils import epath
 from minillm import problems
 from minillm.core.errors import UserError
 from minillm.core.manifest import read_manifest
+from minillm.core.sharding import MeshConfig
 from minillm.stages import corpus
+from minillm.stages.corpus import CorpusConfig
 from minillm.stages.quickstart import MODELS, run_quickstart
 from tests.stages.tiny import CONFIG
 
@@ -95,6 +100,54 @@ def test_teacher_folder_and_user_problems_replace_the_defaults(work, tmp_path):
     assert finetune.counts["documents"] == len(mine)
 
 
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    (tmp_path / "notes.md").write_text("words")
+    (tmp_path / "empty").mkdir()
+    texts = {
+        "latin.txt": "0xE9",
+        "notes.md": "suffix",
+        "none.txt": "nothing there",
+        "empty": "at least one file",
+    }
+    bad = [
+        (replace(CONFIG, corpus=replace(CONFIG.corpus, texts=(str(tmp_path / name),))), words)
+        for name, words in texts.items()
+    ]
+    bad += [
+        (replace(CONFIG, rows=replace(CONFIG.rows, row_length=512)), "model.max_length"),
+        (
+            replace(CONFIG, finetune_run=replace(CONFIG.finetune_run, mesh=MeshConfig(data=7))),
+            "mesh",
+        ),
+        (replace(CONFIG, precompute=replace(CONFIG.precompute, mesh=MeshConfig(data=7))), "mesh"),
+    ]
+    for config, words in bad:
+        with pytest.raises(UserError, match=words):
+            run_quickstart(tmp_path / "work", config)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"domains": ("algebr",)}, "corpus.domains.*linear_algebra"),
+        ({"domains": ("algebra", "algebra")}, "each once"),
+        ({"levels": (0, 7)}, "corpus.levels"),
+    ],
+)
+def test_unknown_problems_are_refused_with_the_settings(settings, words):
+    with pytest.raises(UserError, match=words):
+        CorpusConfig(**settings)
+
+
+def test_texts_may_be_folders_and_patterns(tmp_path):
+    for name in ("a.txt", "b.txt", "c.md"):
+        (tmp_path / name).write_text(f"{name}\n")
+    for given in (tmp_path, tmp_path / "*.txt"):
+        assert corpus.read_texts(CorpusConfig(texts=(str(given),))) == ["a.txt\n", "b.txt\n"]
+
+
 @pytest.mark.slow
 def test_mock_teacher_goes_through_every_stage_untrained(tmp_path):
     whole = run_quickstart(tmp_path, replace(CONFIG, teacher="mock"))
@@ -113,3 +166,22 @@ def test_text_with_unusual_line_ends_survives_the_corpus(tmp_path):
         for record in corpus.read_split(tmp_path / "corpus", split)
     ]
     assert "".join(record["text"] for record in records if "text" in record) == text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [6, 8])
+def test_defaults_fit_any_number_of_devices(tmp_path, devices):
+    program = (
+        "import sys; from minillm.stages.quickstart import run_quickstart; "
+        "from tests.stages.tiny import CONFIG; run_quickstart(sys.argv[1], CONFIG)"
+    )
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "report.json").read_text())["distilled"]["heldout_nll"] > 0

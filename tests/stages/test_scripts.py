@@ -6,6 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from minillm.stages import cli
+from minillm.stages.quickstart import QuickstartConfig
+from tests.stages import tiny
 
 SMALL = [
     "--hidden-size=16",
@@ -109,7 +115,15 @@ def test_solution_is_printed_with_the_word_of_the_checker(trained, arguments):
         ("train", ["--use_mock", "--batch_size=0"], ["batch_size", "at least 1"]),
         ("train", ["--use_mock", "--config.run.loss.distillation=0.5"], ["teacher_store"]),
         ("quickstart", ["--config.scale=huge"], ["scale", "huge", "quick, smoke, hour"]),
-        ("quickstart", ["--config.corpus.sed=1"], ["sed"]),
+        ("quickstart", ["--config.corpus.sed=1"], ["no such setting: 'sed' Did you mean \"seed\""]),
+        ("quickstart", ["--config=nowhere.py"], ["config: got", "nowhere.py", "get_config()"]),
+        (
+            "evaluate_math",
+            ["--config=nowhere.py", "--config.seed=1"],
+            ["config: got", "nowhere.py"],
+        ),
+        ("evaluate_math", ["--model_path=x", "--config.seed='a"], ["--config.seed='a: "]),
+        ("evaluate_math", ["--model_path=x", "--nosuch"], ["line flag 'nosuch'; see "]),
         ("precompute_teacher", ["--teacher=nowhere", "--data=nowhere"], ["nowhere"]),
         ("generate_math_solutions", ["--problem=x", "--random"], ["--problem TEXT or --random"]),
         (
@@ -142,3 +156,54 @@ def test_bad_records_of_a_user_are_named_before_anything_is_written(trained, tmp
     )
     assert done.returncode == 2 and not output.exists()
     assert all(word in done.stderr for word in ("mine.json", "2", "problem"))
+
+
+@pytest.mark.parametrize("version", ["3.99", "3.98"])
+def test_ci_goes_on_to_say_which_python_is_not_there(tmp_path, version):
+    pyenv = tmp_path / "pyenv"
+    pyenv.write_text(f"#!/bin/sh\necho {tmp_path}\n")
+    pyenv.chmod(0o755)
+    python = tmp_path / "versions" / "3.98.1" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    script = f"""
+        set -euo pipefail
+        eval "$(sed -n '/^find_python/,/^}}/p' .ci/run)"
+        found=$(find_python {version})
+        echo "found <$found>"
+    """
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == f"found <{python if version == '3.98' else ''}>\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "names"),
+    [
+        ("evaluate_math", ["--config:", "--workdir:", "--[no]multihost:", "--output_dir:"]),
+        ("train_tokenizer", ["--workdir:", "--output_dir:"]),
+    ],
+)
+def test_help_names_the_flags_that_all_scripts_share(script, names):
+    words = launch(script, "--help", check=False).stdout
+    assert all(name in words for name in names), words
+
+
+def test_file_of_settings_with_one_preset_is_read_as_it_stands(monkeypatch, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from minillm.stages.cli import as_config_dict\n"
+        "from tests.stages.tiny import CONFIG\n\n\n"
+        "def get_config():\n    return as_config_dict(CONFIG)\n"
+    )
+    known = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", str(file), flag_values=known)
+    known(["script"])
+    monkeypatch.setattr(cli.flags, "FLAGS", known)
+    assert cli.read_scaled_config(QuickstartConfig) == tiny.CONFIG
+    assert cli.read_scaled_config(QuickstartConfig, teacher="mock").teacher == "mock"

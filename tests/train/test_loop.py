@@ -134,6 +134,11 @@ def test_value_that_is_not_finite_stops_at_its_step_and_keeps_the_last_good_stat
     saved.close()
 
 
+def test_stop_says_what_is_kept():
+    assert "(checkpoint 3 is the last good state)" in str(NonFiniteError("loss", 5, np.nan, 3))
+    assert "(no checkpoint was made yet);" in str(NonFiniteError("loss", 5, np.nan, None))
+
+
 def test_training_lowers_the_loss_it_reports(tmp_path, compiled):
     run(tmp_path, compiled)
     lines = read_metrics(tmp_path)

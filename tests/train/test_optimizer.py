@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from minillm.core import axes
+from minillm.core.errors import UserError
 from minillm.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 
 AXES = {
@@ -40,6 +41,15 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_the_final_fraction():
 def test_every_schedule_is_positive_in_runs_shorter_than_the_warm_up(schedule, steps):
     made = make_schedule(OptimizerConfig(schedule=schedule, warmup_steps=20), steps)
     assert all(float(made(step)) > 0 for step in range(steps + 1))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"clip_norm": 0.0}, {"beta1": 1.5}, {"beta2": 1.0}, {"beta1": -0.1}, {"final_fraction": -1.0}],
+)
+def test_settings_that_would_stop_or_blow_up_the_updates_are_refused(settings):
+    with pytest.raises(UserError, match=next(iter(settings))):
+        OptimizerConfig(**settings)
 
 
 def test_muon_updates_matrices_to_equal_singular_values_and_leaves_the_rest_to_adamw():
