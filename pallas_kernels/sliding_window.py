@@ -7,9 +7,14 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.banded_xla import banded_attention
 from pallas_kernels.reference import reference_attention
+from pallas_kernels.tuning import BlockSizes
+from pallas_kernels.window import Marks
 
 _IMPLEMENTATIONS = {"xla": banded_attention, "reference": reference_attention}
 _PLANNED = ("mosaic_tpu", "mosaic_gpu")
+
+# One array where queries and keys are the same tokens, otherwise one for each of the two.
+OfTokens = Int[Array, "B T"] | tuple[Int[Array, "B T"], Int[Array, "B S"]]
 
 
 def sliding_window_attention(
@@ -18,12 +23,15 @@ def sliding_window_attention(
     v: Float[Array, "B S K H"],
     *,
     window: int | None,
-    segment_ids: Int[Array, "B T"] | None = None,
+    segment_ids: OfTokens | None = None,
+    positions: OfTokens | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
     sinks: Float[Array, " N"] | None = None,
     implementation: str | None = None,
-) -> Float[Array, "B T N H"]:
+    block_sizes: BlockSizes | None = None,
+    return_lse: bool = False,
+) -> Float[Array, "B T N H"] | tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Causal attention in which a query sees itself and the `window - 1` keys before it.
 
     Logits, softmax and accumulators are float32 for narrower inputs. Query head n reads key/value
@@ -33,7 +41,9 @@ def sliding_window_attention(
         q, k, v: one floating dtype for all three. With S > T the last query sits on the last key.
         window: W >= 1, or None for full causal attention.
         segment_ids: a token sees only tokens with its own id; id 0 is padding, whose output and
-            gradient are 0. Needs T == S.
+            gradient are 0. [B, T] where T == S; a pair ([B, T], [B, S]) for queries and keys.
+        positions: what the window counts, rising strictly within a segment; the place in the row
+            if None. For rows from which tokens were dropped. Shapes as of `segment_ids`.
         scale: factor on the logits, a Python number; 1 / sqrt(H) if None.
         soft_cap: c > 0 replaces the scaled logits x by c * tanh(x / c).
         sinks: one more logit for each query head. It takes its share of the softmax and gives
