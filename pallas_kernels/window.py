@@ -54,10 +54,11 @@ def attention_mask(
     """The whole mask, b = B with marks and 1 without; for oracles and tests only."""
     q_pos = jnp.arange(queries)[:, None] + (keys - queries)
     mask = visible(q_pos, jnp.arange(keys)[None, :], window)[None]
-    if marks.q_segments is not None:
-        mask &= same_segment(marks.q_segments[:, :, None], marks.k_segments[:, None, :])
-    if marks.q_positions is not None:
-        mask &= visible(marks.q_positions[:, :, None], marks.k_positions[:, None, :], window)
+    q_segments, k_segments, q_positions, k_positions = marks
+    if q_segments is not None and k_segments is not None:
+        mask &= same_segment(q_segments[:, :, None], k_segments[:, None, :])
+    if q_positions is not None and k_positions is not None:
+        mask &= visible(q_positions[:, :, None], k_positions[:, None, :], window)
     return mask
 
 
