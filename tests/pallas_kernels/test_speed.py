@@ -35,7 +35,7 @@ def times_as_long(name, length, which, seconds):
     return times
 
 
-# What a machine at rest reaches is in the package's README; these hold on a busy one.
+# Lower than what the package's README shows: these must hold on a busy machine.
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [FORWARD, BOTH])
 @pytest.mark.parametrize(("length", "least"), [(1024, 4), (4096, 10)])

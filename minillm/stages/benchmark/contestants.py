@@ -166,6 +166,9 @@ def torch_causal(torch: Any, shape: Shape, device: str) -> Callable[..., Any]:
 def torch_flex(torch: Any, shape: Shape, device: str) -> Callable[..., Any]:
     """flex_attention, compiled, with a block mask."""
     flex = importlib.import_module("torch.nn.attention.flex_attention")
+    # Once a compilation has failed, as the backward pass on CPU does, PyTorch would run the
+    # function uncompiled from then on.
+    torch.compiler.reset()
 
     def sees(batch, head, query, key):
         return (query >= key) & (query - key < shape.window)
