@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.sliding_window import bad_argument, check_heads, check_options
+from pallas_kernels.arguments import bad_argument, check_heads, check_options
+from pallas_kernels.choice import chosen, kernels
 
 
 def decode_attention(
@@ -16,6 +17,7 @@ def decode_attention(
     scale: float | None = None,
     soft_cap: float | None = None,
     sinks: Float[Array, " N"] | None = None,
+    implementation: str | None = None,
 ) -> Float[Array, "B N H"]:
     """Attention of the newest token over the last `min(lengths, W)` tokens.
 
@@ -27,6 +29,8 @@ def decode_attention(
         k_cache, v_cache: the newest token's key and value are written already.
         lengths: tokens written so far, the newest one included; 0 gives output 0.
         scale, soft_cap, sinks: as in `sliding_window_attention`.
+        implementation: "mosaic_tpu", "mosaic_gpu", "xla", or None to let the device decide, as in
+            `sliding_window_attention`. A name never falls back to another.
 
     Returns:
         The attended values, in the dtype of q.
@@ -36,6 +40,28 @@ def decode_attention(
     """
     _check(q, k_cache, v_cache, lengths, sinks)
     check_options(window=None, scale=scale, soft_cap=soft_cap)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    soft_cap = None if soft_cap is None else float(soft_cap)
+    name = chosen(implementation, q.dtype, q.shape[-1])
+    if name == "reference":
+        raise bad_argument(
+            "implementation", '"reference"', "a decode implementation, or None",
+            'pass "xla": a decode step is dense by itself',
+        )  # fmt: skip
+    attend = _attend_in_xla if name == "xla" else kernels(f"{name}_decode", "decode")
+    return attend(q, k_cache, v_cache, lengths, scale=scale, soft_cap=soft_cap, sinks=sinks)
+
+
+def _attend_in_xla(
+    q: Float[Array, "B N H"],
+    k_cache: Float[Array, "B W K H"],
+    v_cache: Float[Array, "B W K H"],
+    lengths: Int[Array, " B"],
+    *,
+    scale: float,
+    soft_cap: float | None,
+    sinks: Float[Array, " N"] | None,
+) -> Float[Array, "B N H"]:
     batch, heads, head_dim = q.shape
     slots, kv_heads = k_cache.shape[1:3]
     wide = jnp.promote_types(q.dtype, jnp.float32)
@@ -46,7 +72,7 @@ def decode_attention(
     logits = jnp.einsum(
         "bkgh,bwkh->bkgw", grouped, k_cache, precision=precision, preferred_element_type=wide
     )
-    logits = logits * (head_dim**-0.5 if scale is None else scale)
+    logits = logits * scale
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
     written = (jnp.arange(slots) < lengths[:, None])[:, None, None, :]

@@ -1,9 +1,9 @@
 """Dense attention straight from the definition: the oracle every implementation is held to."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from pallas_kernels.window import attention_mask
+from pallas_kernels.window import NO_MARKS, Marks, attention_mask
 
 
 def reference_attention(
@@ -12,12 +12,12 @@ def reference_attention(
     v: Float[Array, "B S K H"],
     *,
     window: int | None,
-    segment_ids: Int[Array, "B T"] | None = None,
+    marks: Marks = NO_MARKS,
     scale: float,
     soft_cap: float | None = None,
     sinks: Float[Array, " N"] | None = None,
-) -> Float[Array, "B T N H"]:
-    """Attention with O(T * S) memory, differentiated by JAX itself.
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """Output and log-sum-exp with O(T * S) memory, differentiated by JAX itself.
 
     Computes in float32 at least; float64 inputs under `jax.enable_x64` stay float64, which is
     how the tests use it.
@@ -30,7 +30,7 @@ def reference_attention(
     logits = scale * jnp.einsum("btkgh,bskh->bkgts", grouped, k.astype(wide), precision="highest")
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
-    mask = attention_mask(queries, keys, window, segment_ids)[:, None, None]
+    mask = attention_mask(queries, keys, window, marks)[:, None, None]
 
     # 0 stands in for the maximum of a row without keys, and 1 for its sum: no inf - inf, no 0 / 0,
     # neither here nor in the derivative.
@@ -44,6 +44,9 @@ def reference_attention(
     total = weights.sum(axis=-1, keepdims=True)
     if sinks is not None:
         total = total + jnp.exp(sink - top)
-    probabilities = weights / jnp.where(total == 0, 1, total)
-    out = jnp.einsum("bkgts,bskh->btkgh", probabilities, v.astype(wide), precision="highest")
-    return out.reshape(q.shape).astype(q.dtype)
+    some = total != 0
+    total = jnp.where(some, total, 1)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights / total, v.astype(wide), precision="highest")
+    lse = jnp.where(some, top + jnp.log(total), -jnp.inf)[..., 0]
+    lse = lse.reshape(batch, heads, queries).swapaxes(1, 2)
+    return out.reshape(q.shape).astype(q.dtype), lse

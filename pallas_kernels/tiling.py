@@ -26,15 +26,15 @@ class Span:
         return self.block * self.steps * self.keys
 
 
-def _spans(queries: int, keys: int, window: int | None, parts: int) -> list[Span]:
+def _spans(queries: int, keys: int, window: int | None, block: int, parts: int) -> list[Span]:
     """Query blocks in `parts` spans of about equal length; those of one span share their width."""
-    blocks = -(-queries // BLOCK)
+    blocks = -(-queries // block)
     cuts = [blocks * i // parts for i in range(parts + 1)]
     spans = []
     for start, stop in itertools.pairwise(cuts):
-        first, steps = start * BLOCK, stop - start
+        first, steps = start * block, stop - start
         # A span of one step need not be padded to a whole block.
-        size = min(BLOCK, queries - first) if steps == 1 else BLOCK
+        size = min(block, queries - first) if steps == 1 else block
         width = min(keys, first + size * steps + keys - queries)
         if window is not None:
             width = min(width, size + window - 1)
@@ -42,9 +42,9 @@ def _spans(queries: int, keys: int, window: int | None, parts: int) -> list[Span
     return spans
 
 
-def plan_spans(queries: int, keys: int, window: int | None) -> list[Span]:
+def plan_spans(queries: int, keys: int, window: int | None, block: int = BLOCK) -> list[Span]:
     """One scan over all query blocks, or a few spans where the causal triangle makes that pay."""
-    whole = _spans(queries, keys, window, 1)
-    split = _spans(queries, keys, window, min(_MAX_SPANS, -(-queries // BLOCK)))
+    whole = _spans(queries, keys, window, block, 1)
+    split = _spans(queries, keys, window, block, min(_MAX_SPANS, -(-queries // block)))
     # Every span is compiled by itself: 4 of them must save a fifth of the work to be worth it.
     return split if sum(s.cost for s in split) < 0.8 * whole[0].cost else whole

@@ -6,8 +6,29 @@ position t + (S - T), so that the last query sits on the last key. A query sees 
 Ranges are half open.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
+
+
+class Marks(NamedTuple):
+    """What is known of each token beside its place in the row; each pair is whole or absent.
+
+    Attributes:
+        q_segments, k_segments: [B, T] and [B, S]; a query sees keys of its own id; 0 is padding.
+        q_positions, k_positions: [B, T] and [B, S], rising strictly within a segment. The window
+            then counts positions as well as places. Two tokens of a segment are at least as far
+            apart in position as in place, so that what the places rule out stays ruled out.
+    """
+
+    q_segments: Int[Array, "B T"] | None = None
+    k_segments: Int[Array, "B S"] | None = None
+    q_positions: Int[Array, "B T"] | None = None
+    k_positions: Int[Array, "B S"] | None = None
+
+
+NO_MARKS = Marks()
 
 
 def visible(
@@ -28,17 +49,17 @@ def same_segment(q_segment: Int[Array, "..."], k_segment: Int[Array, "..."]) -> 
 
 
 def attention_mask(
-    queries: int,
-    keys: int,
-    window: int | None,
-    segment_ids: Int[Array, "B T"] | None = None,
+    queries: int, keys: int, window: int | None, marks: Marks = NO_MARKS
 ) -> Bool[Array, "b T S"]:
-    """The whole mask, b = B with segments and 1 without; for oracles and tests only."""
+    """The whole mask, b = B with marks and 1 without; for oracles and tests only."""
     q_pos = jnp.arange(queries)[:, None] + (keys - queries)
     mask = visible(q_pos, jnp.arange(keys)[None, :], window)[None]
-    if segment_ids is None:
-        return mask
-    return mask & same_segment(segment_ids[:, :, None], segment_ids[:, None, :])
+    q_segments, k_segments, q_positions, k_positions = marks
+    if q_segments is not None and k_segments is not None:
+        mask &= same_segment(q_segments[:, :, None], k_segments[:, None, :])
+    if q_positions is not None and k_positions is not None:
+        mask &= visible(q_positions[:, :, None], k_positions[:, None, :], window)
+    return mask
 
 
 def key_range(first: int, stop: int, window: int | None) -> tuple[int, int]:

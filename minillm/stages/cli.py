@@ -76,12 +76,16 @@ def _for_flags(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
+def run(main: Callable[[Sequence[str]], int | None], words: Sequence[str] = ()) -> None:
     """Parse flags, call `main`, and exit with its code.
 
     Flag names may be written with dashes or underscores, and where there is an `--output_dir`,
     `--workdir` is another name for it. A UserError is printed on one line and
     ends the script with exit code 2; any other exception keeps its traceback.
+
+    Args:
+        words: what the script can do; its command line names one of them, in `main`'s argv[1].
+            Without words a script takes flags only.
     """
     # Orbax reports every thread it closes; a person wants to hear of what went wrong.
     logging.set_verbosity(logging.WARNING)
@@ -95,16 +99,20 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         if name in known:
             # Defined here, and not in the script: without this its --help leaves them out.
             known.register_key_flag_for_module(sys.argv[0], known[name])
-    app.run(lambda argv: _guarded(main, argv), argv=_underscored(sys.argv), flags_parser=_parse)
+    app.run(
+        lambda argv: _guarded(main, argv, words), argv=_underscored(sys.argv), flags_parser=_parse
+    )
 
 
-def _guarded(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+def _guarded(
+    main: Callable[[Sequence[str]], int | None], argv: Sequence[str], words: Sequence[str]
+) -> int:
     try:
-        if len(argv) > 1:
+        if [word for word in argv[1:] if word not in words] or len(argv) != (2 if words else 1):
             raise UserError(
                 field="command line",
-                got=" ".join(argv[1:]),
-                wanted="flags only",
+                got=" ".join(argv[1:]) or "flags only",
+                wanted=f"one of {', '.join(words)}, and flags" if words else "flags only",
                 fix=f"see {argv[0]} --help",
             )
         if MULTIHOST.value:
@@ -113,6 +121,23 @@ def _guarded(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+
+
+def integers(flag: flags.FlagHolder[list[str]]) -> list[int]:
+    """The value of a flag that lists integers.
+
+    Raises:
+        UserError: naming the flag, where an entry is none.
+    """
+    try:
+        return [int(entry) for entry in flag.value]
+    except ValueError:
+        raise UserError(
+            field=f"--{flag.name}",
+            got=",".join(flag.value),
+            wanted="integers with commas between them",
+            fix=f"--{flag.name}=1,2",
+        ) from None
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -18,6 +18,7 @@ class Case:
     k: np.ndarray
     v: np.ndarray
     d_out: np.ndarray
+    d_lse: np.ndarray
     sinks: np.ndarray | None = None
 
     def cast(self, dtype) -> tuple[list, jax.Array]:
@@ -34,28 +35,30 @@ def make_case(
     q_shape = (batch, queries, heads, head_dim)
     k_shape = (batch, keys or queries, kv_heads, head_dim)
     # Through float32 and back: both sides of a comparison start from the same numbers.
-    shapes = (q_shape, k_shape, k_shape, q_shape, (heads,))
-    q, k, v, d_out, sink = (
+    shapes = (q_shape, k_shape, k_shape, q_shape, (heads,), q_shape[:3])
+    q, k, v, d_out, sink, d_lse = (
         rng.standard_normal(shape).astype(np.float32).astype(np.float64) for shape in shapes
     )
-    return Case(q, k, v, d_out, sink if sinks else None)
+    return Case(q, k, v, d_out, d_lse, sink if sinks else None)
 
 
 @functools.partial(jax.jit, static_argnames="options")
-def _output_and_gradients(inputs, d_out, segment_ids, options):
+def _output_and_gradients(inputs, cotangents, marks, options):
     def attend(q, k, v, sinks):
-        return sliding_window_attention(
-            q, k, v, sinks=sinks, segment_ids=segment_ids, **dict(options)
-        )
+        return sliding_window_attention(q, k, v, sinks=sinks, **marks, **dict(options))
 
     out, pull = jax.vjp(attend, *inputs)
-    return out, pull(d_out)
+    return out, pull(cotangents)
 
 
-def run(case: Case, dtype, *, segment_ids=None, **options) -> list[np.ndarray]:
-    """Output, then gradients in q, k, v and (if there are any) sinks."""
-    inputs, d_out = case.cast(dtype)
-    results = _output_and_gradients(inputs, d_out, segment_ids, tuple(sorted(options.items())))
+def run(case: Case, dtype, *, segment_ids=None, positions=None, **options) -> list[np.ndarray]:
+    """Output, log-sum-exp where `return_lse`, then gradients in q, k, v and sinks if any."""
+    inputs, cotangents = case.cast(dtype)
+    if options.get("return_lse"):
+        wide = jnp.promote_types(dtype, jnp.float32)
+        cotangents = (cotangents, jnp.asarray(case.d_lse, wide))
+    marks = {"segment_ids": segment_ids, "positions": positions}
+    results = _output_and_gradients(inputs, cotangents, marks, tuple(sorted(options.items())))
     return [np.asarray(x, np.float64) for x in jax.tree.leaves(results)]
 
 

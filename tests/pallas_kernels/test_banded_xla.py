@@ -7,6 +7,7 @@ import pytest
 
 from pallas_kernels import sliding_window_attention
 from pallas_kernels.tiling import BLOCK
+from pallas_kernels.tuning import BlockSizes
 from pallas_kernels.window import key_range
 from tests.pallas_kernels.attention_cases import make_case, run, run_oracle
 from tests.tolerances import TOLERANCES
@@ -19,10 +20,14 @@ def slow(*values):
 
 
 def assert_matches_oracle(case, **options):
-    out, *gradients = run(case, jnp.float32, implementation="xla", **options)
-    wanted_out, *wanted_gradients = run_oracle(case, **options)
-    np.testing.assert_allclose(out, wanted_out, rtol=0, atol=EXACT.output)
-    assert len(gradients) == len(wanted_gradients) == (3 if case.sinks is None else 4)
+    blocks = options.pop("block_sizes", None)
+    results = run(case, jnp.float32, implementation="xla", block_sizes=blocks, **options)
+    wanted = run_oracle(case, **options)
+    outputs = 2 if options.get("return_lse") else 1
+    assert len(results) == len(wanted) == outputs + (3 if case.sinks is None else 4)
+    for got, exact in zip(results[:outputs], wanted[:outputs], strict=True):
+        np.testing.assert_allclose(got, exact, rtol=0, atol=EXACT.output)
+    gradients, wanted_gradients = results[outputs:], wanted[outputs:]
     for got, wanted in zip(gradients, wanted_gradients, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=EXACT.gradient)
 
@@ -88,6 +93,110 @@ def test_soft_cap_sinks_and_scale_match(soft_cap, sinks, window):
         soft_cap=soft_cap,
         segment_ids=segment_rows([(1, 60), (2, 30), (0, 10)], [(1, 100)]),
     )
+
+
+@pytest.mark.parametrize(
+    ("soft_cap", "sinks", "segments"),
+    [(None, False, False), (None, True, True), (2.0, False, True), slow(2.0, True, True)],
+)
+def test_log_sum_exp_and_gradients_through_it_match(soft_cap, sinks, segments):
+    ids = segment_rows([(1, 90), (0, 10), (2, 50)], [(3, 150)]) if segments else None
+    assert_matches_oracle(
+        make_case(queries=150, heads=4, kv_heads=2, sinks=sinks),
+        window=40,
+        soft_cap=soft_cap,
+        segment_ids=ids,
+        return_lse=True,
+    )
+
+
+def test_a_query_without_keys_has_no_log_sum_exp_but_that_of_its_sink():
+    ids = segment_rows([(1, 3), (0, 2)])
+    for sinks in (False, True):
+        case = make_case(batch=1, queries=5, sinks=sinks)
+        lse = run(case, jnp.float32, window=2, segment_ids=ids, return_lse=True)[1]
+        nothing = np.broadcast_to(case.sinks if sinks else -np.inf, (2, 2))
+        np.testing.assert_array_equal(lse[0, 3:], nothing)
+        assert np.isfinite(lse[0, :3]).all()
+
+
+def rising_positions(rows: int, length: int) -> np.ndarray:
+    """Positions of rows from which tokens were dropped: steps of 1, 2 and 3."""
+    steps = np.random.default_rng(1).integers(1, 4, (rows, length))
+    return np.cumsum(steps, axis=1, dtype=np.int32)
+
+
+@pytest.mark.parametrize(("window", "segments"), [(30, False), slow(30, True), slow(None, True)])
+def test_the_window_counts_positions_where_they_are_given(window, segments):
+    ids = segment_rows([(1, 90), (2, 60)], [(1, 10), (0, 140)]) if segments else None
+    positions = rising_positions(2, 150)
+    case = make_case(queries=150, heads=2, kv_heads=1)
+    assert_matches_oracle(case, window=window, segment_ids=ids, positions=positions)
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_marks_of_queries_and_keys_may_differ_and_leave_a_query_without_keys(sinks):
+    keys = segment_rows([(1, 60), (2, 130)], [(1, 100), (3, 90)])
+    positions = rising_positions(2, 190)
+    # The queries are the last 150 tokens; some belong to a segment that has no keys here.
+    queries = keys[:, 40:].copy()
+    queries[:, 5::31] = 7
+    assert_matches_oracle(
+        make_case(queries=150, keys=190, heads=2, kv_heads=1, sinks=sinks),
+        window=50,
+        segment_ids=(queries, keys),
+        positions=(positions[:, 40:], positions),
+        return_lse=True,
+    )
+
+
+def test_a_row_cut_in_two_with_a_halo_of_keys_gives_the_whole_row():
+    case = make_case(queries=160, heads=2, kv_heads=1)
+    (q, k, v, _), _ = case.cast(jnp.float32)
+    ids = jnp.asarray(segment_rows([(1, 70), (2, 90)], [(1, 100), (0, 60)]))
+    whole = sliding_window_attention(q, k, v, window=30, segment_ids=ids)
+    halo = slice(80 - 29, None)
+    second = sliding_window_attention(
+        q[:, 80:], k[:, halo], v[:, halo], window=30, segment_ids=(ids[:, 80:], ids[:, halo])
+    )
+    np.testing.assert_allclose(second, whole[:, 80:], rtol=0, atol=EXACT.output)
+
+
+def test_attention_over_parts_of_the_keys_merges_by_log_sum_exp_gradients_included():
+    case = make_case(queries=90, heads=2, kv_heads=1)
+    (q, k, v, _), d_out = case.cast(jnp.float32)
+    part = jnp.asarray(np.stack([np.arange(90) % 2 + 1] * 2))
+
+    def merged(q, k, v):
+        outs, lses = [], []
+        for wanted in (1, 2):
+            ids = (jnp.full((2, 90), wanted), part)
+            out, lse = sliding_window_attention(
+                q, k, v, window=20, segment_ids=ids, return_lse=True
+            )
+            outs.append(out)
+            lses.append(lse)
+        shares = jax.nn.softmax(jnp.stack(lses), axis=0)
+        return (shares[..., None] * jnp.stack(outs)).sum(axis=0)
+
+    out, pull = jax.vjp(merged, q, k, v)
+    for got, wanted in zip((out, *pull(d_out)), run_oracle(case, window=20), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=EXACT.gradient)
+
+
+@pytest.mark.parametrize("block", [8, 130])
+def test_the_query_block_may_be_chosen(block):
+    blocks = BlockSizes(forward=(block, 1), dq=(1, 1), dkv=(1, 1))
+    assert_matches_oracle(make_case(queries=100), window=20, block_sizes=blocks)
+
+
+def test_float64_stays_float64_and_exact():
+    case = make_case(queries=100, sinks=True)
+    with jax.enable_x64(True):
+        options = {"window": 20, "soft_cap": 3.0, "return_lse": True}
+        results = run(case, jnp.float64, implementation="xla", **options)
+    for got, wanted in zip(results, run_oracle(case, **options), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("sinks", [False, True])

@@ -76,6 +76,8 @@ BAD = {
     ),
     "lengths": ({"lengths": jnp.zeros((2,))}, "lengths: got shape (2,), dtype float32"),
     "soft cap": ({"soft_cap": -1}, "soft_cap: got -1"),
+    "implementation": ({"implementation": "cuda"}, "implementation: got 'cuda'"),
+    "dense": ({"implementation": "reference"}, 'implementation: got "reference"'),
 }
 
 

@@ -1,5 +1,6 @@
 """The public op: transformations, choice of implementation, and what its errors say."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import sliding_window_attention
+from pallas_kernels.tuning import BlockSizes
 from tests.pallas_kernels.attention_cases import make_case, run, run_oracle
 from tests.tolerances import TOLERANCES
 
@@ -25,6 +27,15 @@ def test_none_chooses_the_banded_implementation():
     )
     for a, b in zip(chosen, banded, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_return_lse_returns_a_pair_and_leaves_the_output_as_it_is():
+    (q, k, v, _), _ = make_case(heads=4).cast(jnp.bfloat16)
+    for name in ("xla", "reference"):
+        alone = sliding_window_attention(q, k, v, window=5, implementation=name)
+        out, lse = sliding_window_attention(q, k, v, window=5, implementation=name, return_lse=True)
+        np.testing.assert_array_equal(alone, out)
+        assert lse.shape == (2, 40, 4) and lse.dtype == jnp.float32
 
 
 def test_reference_equals_a_softmax_over_the_visible_keys_alone():
@@ -148,6 +159,8 @@ def zeros(*shape, dtype=jnp.float32):
     return jnp.zeros(shape, dtype)
 
 
+BLOCKS = BlockSizes(forward=(64, 64), dq=(64, 64), dkv=(64, 64))
+
 BAD = {
     "window below one": ({"window": 0}, "window: got 0; wanted an int >= 1, or None; fix: "),
     "window no int": ({"window": 2.0}, "window: got 2.0; wanted an int >= 1"),
@@ -185,12 +198,44 @@ BAD = {
         "segment_ids: got shape (2, 8) with T = 8, S = 9",
     ),
     "segment dtype": ({"segment_ids": zeros(2, 8)}, "segment_ids: got dtype float32"),
-    "kernels to come": (
-        {"implementation": "mosaic_tpu"},
-        'implementation: got \'mosaic_tpu\'; wanted one of "xla", "reference", or None; '
-        "fix: this version has no Mosaic kernels yet",
+    "positions shape": (
+        {"positions": zeros(2, 7, dtype=jnp.int32)},
+        "positions: got shape (2, 7) with T = 8, S = 8; wanted shape (2, 8) and T == S",
     ),
-    "unknown implementation": ({"implementation": "cuda"}, "implementation: got 'cuda'"),
+    "pair of the wrong way round": (
+        {
+            "k": zeros(2, 9, 2, 16),
+            "v": zeros(2, 9, 2, 16),
+            "segment_ids": (zeros(2, 9, dtype=jnp.int32), zeros(2, 8, dtype=jnp.int32)),
+        },
+        "segment_ids: got a tuple of shapes (2, 9), (2, 8); wanted shapes (2, 8) and (2, 9)",
+    ),
+    "pair of three": (
+        {"positions": (zeros(2, 8, dtype=jnp.int32),) * 3},
+        "positions: got a tuple of shapes (2, 8), (2, 8), (2, 8)",
+    ),
+    "pair's dtype": (
+        {"positions": (zeros(2, 8, dtype=jnp.int32), zeros(2, 8))},
+        "positions: got dtype float32; wanted an integer dtype",
+    ),
+    "blocks for the reference": (
+        {"implementation": "reference", "block_sizes": BLOCKS},
+        'wanted None with implementation "reference"',
+    ),
+    "blocks of another type": ({"block_sizes": 64}, "block_sizes: got 64; wanted a BlockSizes"),
+    "empty block": (
+        {"block_sizes": dataclasses.replace(BLOCKS, dq=(64, 0))},
+        "block_sizes.dq: got (64, 0); wanted (queries, keys), two ints >= 1",
+    ),
+    "block no int": (
+        {"block_sizes": dataclasses.replace(BLOCKS, forward=(64.0, 64))},
+        "block_sizes.forward: got (64.0, 64)",
+    ),
+    "unknown implementation": (
+        {"implementation": "cuda"},
+        "implementation: got 'cuda'; wanted one of "
+        '"mosaic_tpu", "mosaic_gpu", "xla", "reference", or None',
+    ),
 }
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pallas_kernels.window import attention_mask, key_range, query_range
+from pallas_kernels.window import Marks, attention_mask, key_range, query_range
 
 
 def test_window_of_two_is_self_and_the_one_before():
@@ -42,13 +42,38 @@ def test_segments_cut_the_window_and_padding_sees_nothing():
         [0, 0, 0, 1, 1, 0],
         [0, 0, 0, 0, 0, 0],
     ]
-    np.testing.assert_array_equal(attention_mask(6, 6, 2, segment_ids)[0], wanted)
+    np.testing.assert_array_equal(
+        attention_mask(6, 6, 2, Marks(segment_ids, segment_ids))[0], wanted
+    )
 
 
 def test_a_segment_id_that_comes_back_is_the_same_segment():
     segment_ids = np.array([[1, 2, 1]])
     wanted = [[1, 0, 0], [0, 1, 0], [1, 0, 1]]
-    np.testing.assert_array_equal(attention_mask(3, 3, None, segment_ids)[0], wanted)
+    np.testing.assert_array_equal(
+        attention_mask(3, 3, None, Marks(segment_ids, segment_ids))[0], wanted
+    )
+
+
+def test_the_window_counts_positions_as_well_as_places():
+    positions = np.array([[0, 1, 4, 5]])
+    wanted = [
+        [1, 0, 0, 0],
+        [1, 1, 0, 0],
+        [0, 0, 1, 0],
+        [0, 0, 1, 1],
+    ]
+    marks = Marks(q_positions=positions, k_positions=positions)
+    np.testing.assert_array_equal(attention_mask(4, 4, 3, marks)[0], wanted)
+
+
+def test_marks_of_fewer_queries_than_keys_stand_beside_their_own_tokens():
+    marks = Marks(q_segments=np.array([[1, 2]]), k_segments=np.array([[1, 1, 1, 2]]))
+    wanted = [
+        [1, 1, 1, 0],
+        [0, 0, 0, 1],
+    ]
+    np.testing.assert_array_equal(attention_mask(2, 4, None, marks)[0], wanted)
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 7, 12, 20, None])

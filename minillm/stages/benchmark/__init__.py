@@ -1,0 +1,1 @@
+"""Measures the kernels beside what else there is; `launch/benchmark.py` calls it."""
