@@ -13,7 +13,7 @@ IMPLEMENTATIONS = ("mosaic_tpu", "mosaic_gpu", "xla", "reference")
 _GPU_HEAD_SIZES = (64, 128, 256)
 
 
-def chosen(implementation: str | None, dtype: jnp.dtype, head_dim: int) -> str:
+def chosen_implementation(implementation: str | None, dtype: jnp.dtype, head_dim: int) -> str:
     """The implementation's name: `implementation` itself, or the device's best where it is None.
 
     A name is checked against the names there are and never replaced: what its kernels ask for is

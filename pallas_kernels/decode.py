@@ -5,7 +5,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.arguments import bad_argument, check_heads, check_options
-from pallas_kernels.choice import chosen, kernels
+from pallas_kernels.choice import chosen_implementation, kernels
 
 
 def decode_attention(
@@ -42,7 +42,7 @@ def decode_attention(
     check_options(window=None, scale=scale, soft_cap=soft_cap)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     soft_cap = None if soft_cap is None else float(soft_cap)
-    name = chosen(implementation, q.dtype, q.shape[-1])
+    name = chosen_implementation(implementation, q.dtype, q.shape[-1])
     if name == "reference":
         raise bad_argument(
             "implementation", '"reference"', "a decode implementation, or None",

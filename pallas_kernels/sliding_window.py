@@ -15,7 +15,7 @@ from pallas_kernels.arguments import (
     marks_of,
 )
 from pallas_kernels.banded_xla import banded_attention
-from pallas_kernels.choice import chosen, device, kernels
+from pallas_kernels.choice import chosen_implementation, device, kernels
 from pallas_kernels.flash import Call, flash_attention
 from pallas_kernels.reference import reference_attention
 from pallas_kernels.tuning import BlockSizes
@@ -109,7 +109,7 @@ def sliding_window_attention(
     check_rows(q, k, v, sinks)
     check_options(window=window, scale=scale, soft_cap=soft_cap)
     marks = marks_of(q, k, segment_ids, positions)
-    name = chosen(implementation, q.dtype, q.shape[-1])
+    name = chosen_implementation(implementation, q.dtype, q.shape[-1])
     check_block_sizes(block_sizes, name)
     out, lse = _attend(name, block_sizes, return_lse)(
         q, k, v,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -87,6 +87,14 @@ def devices_for(
     return devices if count is None else devices[: count * fixed]
 
 
+def mesh_of(tree: Any) -> Mesh:
+    """The mesh that a tree of arrays lies on; one of a single device if they were put on none."""
+    sharding = jax.tree.leaves(tree)[0].sharding
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        return sharding.mesh
+    return make_mesh(MeshConfig(), sorted(sharding.device_set, key=lambda device: device.id)[:1])
+
+
 def logical_spec(names: Sequence[str | None]) -> PartitionSpec:
     """The partition of an array whose dimensions are named by logical axes.
 
@@ -133,6 +141,23 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, logical_spec(names))
+
+
+def on_each_shard(
+    function: Callable[..., jax.Array],
+    inputs: Sequence[Sequence[str | None]],
+    output: Sequence[str | None],
+) -> Callable[..., jax.Array]:
+    """`function` called by every device on its own part, under the mesh of `jax.set_mesh`.
+
+    For what the partitioner cannot cut, such as a kernel. A dimension named None comes whole.
+    Without a mesh, or with one device, it is `function` itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    specs = tuple(logical_spec(names) for names in inputs)
+    return jax.shard_map(function, in_specs=specs, out_specs=logical_spec(output))
 
 
 def check_divides(field: str, value: int, mesh: Mesh, logical: str) -> None:

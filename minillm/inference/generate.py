@@ -10,7 +10,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from minillm.core import axes
 from minillm.core.errors import UserError
+from minillm.core.sharding import mesh_of, rounded_up
 from minillm.inference.sampling import GREEDY, Sampler
 from minillm.model.cache import Cache
 from minillm.model.config import ModelConfig
@@ -41,7 +43,7 @@ def generate(
         prompts: token ids, at least one each (a BOS will do).
         pad_id: any valid token id; fills the batches.
         key: needed unless the sampler is greedy.
-        batch_size: prompts decoded at a time.
+        batch_size: prompts decoded at a time, shared by the devices the weights lie on.
 
     Returns:
         The new tokens of each prompt, without the EOS: fewer than there was room for exactly
@@ -56,7 +58,9 @@ def generate(
     # No prompt can have more, and the cache has a place for each.
     max_new_tokens = min(max_new_tokens, model.config.max_length - 1)
     graph, weights = nnx.split(model)
-    rows = min(batch_size, _power_of_two(len(prompts)))
+    mesh = mesh_of(weights)
+    # Every device that shares the batch gets as many rows.
+    rows = rounded_up(min(batch_size, _power_of_two(len(prompts))), mesh, axes.BATCH)
     # Alike lengths together: a batch is as wide as its longest prompt and runs until its last
     # row is done.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -73,9 +77,9 @@ def generate(
             room[row] = model.config.max_length - lengths[row]
         which = np.array(indices + [0] * (rows - len(indices)), np.int32)
         batch = _Batch(tokens, lengths, room, which, np.int32(eos_id), np.int32(pad_id))
-        new, counts = jax.device_get(
-            _generate_batch(graph, weights, batch, key, sampler, max_new_tokens)
-        )
+        with jax.set_mesh(mesh):
+            made = _generate_batch(graph, weights, batch, key, sampler, max_new_tokens)
+        new, counts = jax.device_get(made)
         for row, index in enumerate(indices):
             results[index] = new[row, : counts[row]].tolist()
     return results

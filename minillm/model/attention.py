@@ -1,11 +1,15 @@
-"""The projections around attention; the attention itself is `pallas_kernels`."""
+"""The projections around attention, and its place on a mesh; itself it is `pallas_kernels`."""
 
+import functools
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from minillm.core import axes
-from minillm.core.sharding import constrain
+from minillm.core.sharding import constrain, on_each_shard
 from minillm.model.config import ModelConfig
 from minillm.model.layers import (
     Rotation,
@@ -14,6 +18,7 @@ from minillm.model.layers import (
     random_weight,
     rms_norm,
 )
+from pallas_kernels import chosen_implementation, decode_attention, sliding_window_attention
 
 Queries = Float[Array, "B T N H"]
 Keys = Float[Array, "B T K H"]
@@ -72,3 +77,73 @@ class Attention(nnx.Module):
         """What the heads found, mapped back to the model width."""
         mixed = constrain(mixed, (axes.BATCH, axes.LENGTH, axes.HEADS, axes.HEAD_DIM))
         return jnp.einsum("btnh,nhd->btd", mixed, self.output[...].astype(mixed.dtype))
+
+
+def attend_rows(
+    config: ModelConfig,
+    queries: Queries,
+    keys: Keys,
+    values: Values,
+    *,
+    window: int | None,
+    segment_ids: Int[Array, "B T"] | None,
+) -> Queries:
+    """Causal attention of whole rows, as the model's configuration has it."""
+
+    def attend(q: Array, k: Array, v: Array, *segments: Array) -> Array:
+        return sliding_window_attention(
+            q,
+            k,
+            v,
+            window=window,
+            segment_ids=segments[0] if segments else None,
+            soft_cap=config.attention_soft_cap,
+            implementation=config.attention_implementation,
+        )
+
+    # Rows come whole: on a mesh with a context axis they are gathered first.
+    rows = (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM)
+    names = [rows, rows, rows]
+    arrays = [queries, keys, values]
+    if segment_ids is not None:
+        names.append((axes.BATCH, None))
+        arrays.append(segment_ids)
+    return _placed(config, attend, names, rows, queries)(*arrays)
+
+
+def attend_cache(
+    config: ModelConfig,
+    queries: Float[Array, "B N H"],
+    keys: Float[Array, "B W K H"],
+    values: Float[Array, "B W K H"],
+    lengths: Int[Array, " B"],
+) -> Float[Array, "B N H"]:
+    """Attention of one query a sequence over its ring-buffer cache."""
+    # "reference" is a form of whole rows; one query a sequence has "xla" for it.
+    name = config.attention_implementation
+    attend = functools.partial(
+        decode_attention,
+        soft_cap=config.attention_soft_cap,
+        implementation="xla" if name == "reference" else name,
+    )
+    one = (axes.BATCH, axes.KV_HEADS, axes.HEAD_DIM)
+    ring = (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM)
+    names = [one, ring, ring, (axes.BATCH,)]
+    return _placed(config, attend, names, one, queries)(queries, keys, values, lengths)
+
+
+def _placed(
+    config: ModelConfig,
+    attend: Callable[..., Array],
+    inputs: list[tuple[str | None, ...]],
+    output: tuple[str | None, ...],
+    like: jax.Array,
+) -> Callable[..., Array]:
+    """A kernel is one operation that the partitioner cannot cut: each device calls its own.
+
+    What is plain XLA the partitioner cuts by itself, without a collective.
+    """
+    name = chosen_implementation(config.attention_implementation, like.dtype, like.shape[-1])
+    if name in ("xla", "reference"):
+        return attend
+    return on_each_shard(attend, inputs, output)

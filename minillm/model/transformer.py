@@ -15,7 +15,14 @@ from jaxtyping import Array, Bool, Float, Int
 from minillm.core import axes
 from minillm.core.sharding import constrain
 from minillm.model import cache as caches
-from minillm.model.attention import Attention, Keys, Queries, Values
+from minillm.model.attention import (
+    Attention,
+    Keys,
+    Queries,
+    Values,
+    attend_cache,
+    attend_rows,
+)
 from minillm.model.cache import Cache
 from minillm.model.config import ModelConfig
 from minillm.model.layers import (
@@ -27,7 +34,6 @@ from minillm.model.layers import (
     soft_cap,
 )
 from minillm.model.stack import run_layers
-from pallas_kernels import decode_attention, sliding_window_attention
 
 Attend = Callable[[Queries, Keys, Values], tuple[Queries, Any]]
 
@@ -172,12 +178,12 @@ class Transformer(nnx.Module):
             def attend(queries: Queries, new_keys: Keys, new_values: Values) -> tuple[Queries, Any]:
                 keys[slot] = caches.append(keys[slot], repeat, new_keys[:, 0], lengths)
                 values[slot] = caches.append(values[slot], repeat, new_values[:, 0], lengths)
-                mixed = decode_attention(
+                mixed = attend_cache(
+                    self.config,
                     queries[:, 0],
                     keys[slot][repeat],
                     values[slot][repeat],
                     lengths + 1,
-                    soft_cap=self.config.attention_soft_cap,
                 )
                 return mixed[:, None], None
 
@@ -208,14 +214,9 @@ class Transformer(nnx.Module):
         slot: int,
         segment_ids: Int[Array, "B T"] | None,
     ) -> Queries:
-        return sliding_window_attention(
-            queries,
-            keys,
-            values,
-            window=self.config.windows[slot],
-            segment_ids=segment_ids,
-            soft_cap=self.config.attention_soft_cap,
-            implementation=self.config.attention_implementation,
+        window = self.config.windows[slot]
+        return attend_rows(
+            self.config, queries, keys, values, window=window, segment_ids=segment_ids
         )
 
 

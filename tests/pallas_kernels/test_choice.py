@@ -14,7 +14,7 @@ NEW_JAX = jax.__version_info__ >= (0, 11)
 def chosen_on(kind, platform, dtype=jnp.bfloat16, head_dim=64, name=None):
     abstract = AbstractDevice(kind, 1, platform)
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=abstract)):
-        return choice.chosen(name, dtype, head_dim)
+        return choice.chosen_implementation(name, dtype, head_dim)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_name_is_never_replaced(name):
 
 def test_this_process_runs_the_xla_path():
     assert choice.device()[0] == jax.default_backend() == "cpu"
-    assert choice.chosen(None, jnp.bfloat16, 64) == "xla"
+    assert choice.chosen_implementation(None, jnp.bfloat16, 64) == "xla"
 
 
 @pytest.mark.parametrize("name", ["mosaic_tpu", "mosaic_gpu"])

@@ -1,6 +1,7 @@
 """Run by test_mesh.py in a process of its own: the same training on several meshes.
 
-Prints one JSON line: mesh name -> losses, and the mesh axes that the first weight is split over.
+Prints one JSON line: mesh name -> losses, how far weights moved and are split, what the trained
+model continues prompts with, and attention called by each device on its own part.
 """
 
 import json
@@ -9,11 +10,14 @@ import sys
 import jax
 import numpy as np
 
-from minillm.core.sharding import MeshConfig, make_mesh, shard_batch
+from minillm.core import axes
+from minillm.core.sharding import MeshConfig, make_mesh, on_each_shard, shard_batch
+from minillm.inference.generate import generate
 from minillm.model.config import ModelConfig
 from minillm.model.functional import ModelFunction
 from minillm.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from minillm.train.step import LossConfig, init_state, make_train_step
+from pallas_kernels import sliding_window_attention
 
 STEPS = 5
 MODEL = ModelConfig(
@@ -79,7 +83,33 @@ def run(config: MeshConfig, devices: list, optimizer_name: str) -> dict:
         "moved": moved,
         "split": shard,
         "moments_split": moment,
+        # A decode step has one token a row: a context axis has nothing to share.
+        "generated": None if config.context > 1 else continue_prompts(function, state.params),
+        "attention": attention_by_shard(mesh),
     }
+
+
+def continue_prompts(function: ModelFunction, params) -> list[list[int]]:
+    prompts = [[1, 5, 9], [1, 7], [1, *range(10, 25)]]
+    return generate(function.bind(params), prompts, max_new_tokens=6, eos_id=2, pad_id=0)
+
+
+def attention_by_shard(mesh) -> list[float]:
+    """Some outputs and gradients of attention, as a kernel is placed."""
+    random = np.random.default_rng(1)
+    q = random.normal(size=(8, 16, 4, 8)).astype(np.float32)
+    k, v = random.normal(size=(2, 8, 16, 2, 8)).astype(np.float32)
+    rows = (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM)
+
+    def attend(q, k, v):
+        return sliding_window_attention(q, k, v, window=5, implementation="xla")
+
+    def total(q, k, v):
+        return (on_each_shard(attend, [rows] * 3, rows)(q, k, v) ** 2).sum()
+
+    with jax.set_mesh(mesh):
+        value, gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(q, k, v)
+    return [float(value), *(float(abs(part).sum()) for part in gradients)]
 
 
 def main() -> None:

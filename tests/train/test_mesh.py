@@ -44,6 +44,19 @@ def test_losses_and_weights_on_a_mesh_are_those_of_one_device(runs, mesh):
         np.testing.assert_allclose(runs[mesh][name], runs["one"][name], rtol=STEP_TOLERANCE)
 
 
+@pytest.mark.parametrize("mesh", MESHES)
+def test_attention_called_by_each_device_on_its_part_is_that_of_one_device(runs, mesh):
+    wanted = runs["one"]["attention"]
+    assert len(wanted) == 4
+    np.testing.assert_allclose(runs[mesh]["attention"], wanted, rtol=LOSS_TOLERANCE)
+
+
+@pytest.mark.parametrize("mesh", [name for name in MESHES if name != "context"])
+def test_generation_on_a_mesh_is_that_of_one_device(runs, mesh):
+    assert any(runs["one"]["generated"])
+    assert runs[mesh]["generated"] == runs["one"]["generated"]
+
+
 def test_training_on_the_same_rows_lowers_the_loss_every_step(runs):
     losses = runs["one"]["losses"]
     assert losses == sorted(losses, reverse=True)
