@@ -1,0 +1,294 @@
+"""Backward pass on TPU: one kernel gathers dq over keys, one gathers dk and dv over queries.
+
+Both make each tile's probabilities again from the log-sum-exp (see `flash`). The heads of a group
+share their tile of keys, and their parts of dk and dv are summed where they arise.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array
+
+from pallas_kernels import mosaic_tpu_marks as tpu_marks
+from pallas_kernels import mosaic_tpu_tiles as tiles
+from pallas_kernels.flash import Call
+from pallas_kernels.mosaic_tpu_tiles import HIDDEN, LOG2_E, PART, Band, Rows
+from pallas_kernels.window import Marks
+
+# A log-sum-exp so large that every probability is 0: of padding, and of queries without keys.
+CLOSED = 1e30
+
+
+def backward(call: Call, q, k, v, marks: Marks, lse, delta, d_out):
+    """As `flash.Kernels.backward`."""
+    batch, queries, heads, head_dim = q.shape
+    keys, kv_heads = k.shape[1:3]
+    group = heads // kv_heads
+    blocks_dq = tuple(tiles.fit_block(size, keys) for size in call.blocks.dq)
+    blocks_dkv = tuple(tiles.fit_block(size, keys) for size in call.blocks.dkv)
+    rows = tiles.pad_rows(queries, keys, math.lcm(*blocks_dq, *blocks_dkv))
+
+    factor = tiles.query_factor(call.scale, call.soft_cap)
+    scaled = (q.astype(jnp.float32) * factor).astype(q.dtype)
+    lse = jnp.where(jnp.isfinite(lse), lse * LOG2_E, CLOSED)
+
+    def grouped(x, value=0):
+        x = x.astype(jnp.float32).reshape(batch, kv_heads, group, queries)
+        return tiles.pad_last(x, rows.front, rows.queries, value)
+
+    operands = [
+        tiles.transpose_queries(scaled, rows, kv_heads),
+        tiles.transpose_queries(d_out.astype(q.dtype), rows, kv_heads),
+        grouped(lse, CLOSED),
+        grouped(delta),
+        tiles.pad_keys(k, rows),
+        tiles.pad_keys(v, rows),
+    ]
+    pairs = batch * heads * tiles.visible_pairs(queries, keys, call.window)
+    dq = _dq(call, rows, blocks_dq, marks, operands, pairs)
+    dk, dv = _dkv(call, rows, blocks_dkv, marks, operands, pairs, k.dtype)
+
+    dq = dq.reshape(batch, heads, head_dim, rows.queries).transpose(0, 3, 1, 2)
+    dq = dq[:, rows.front : rows.front + queries]
+    return dq, *(x.transpose(0, 3, 1, 2)[:, :keys] for x in (dk, dv))
+
+
+def _call(kernel, call, rows, band, marks, operands, extra, out_shape, pairs, *, by_queries, name):
+    """One kernel over a grid of batch, key heads, blocks of its own side and steps."""
+    q, k = operands[0], operands[4]
+    batch, kv_heads, group, head_dim, _ = q.shape
+    facts = tpu_marks.gather(marks, rows, band, by_queries)
+    prefetch = () if facts is None else facts.prefetch
+    if by_queries:
+        query_at, key_at = (lambda b, own, *_: own), tpu_marks.key_block_of(band, rows, facts)
+        blocks, own_size = rows.queries // band.queries, band.queries
+    else:
+        query_at, key_at = tpu_marks.query_block_of(band, rows, facts), (lambda b, own, *_: own)
+        blocks, own_size = rows.keys // band.keys, band.keys
+
+    queries = (1, 1, group, head_dim, band.queries)
+    of_queries = pl.BlockSpec(queries, lambda b, h, *at: (b, h, 0, 0, query_at(b, *at)))
+    figures = pl.BlockSpec(
+        (1, 1, group, band.queries), lambda b, h, *at: (b, h, 0, query_at(b, *at))
+    )
+    of_keys = pl.BlockSpec((1, 1, band.keys, head_dim), lambda b, h, *at: (b, h, key_at(b, *at), 0))
+    in_specs = [of_queries, of_queries, figures, figures, of_keys, of_keys]
+    if extra:
+        in_specs.append(
+            pl.BlockSpec((1, 1, head_dim, band.keys), lambda b, h, *at: (b, h, 0, key_at(b, *at)))
+        )
+    operands = [*operands, *extra]
+    if facts is not None:
+        in_specs += tpu_marks.specs(band, query_at, key_at)
+        operands += [facts.of_queries, facts.of_keys]
+
+    own = (group, head_dim, own_size) if by_queries else (head_dim, own_size)
+    zeros = (0,) * (len(own) - 1)
+    out_specs = [pl.BlockSpec((1, 1, *own), lambda b, h, i, *_: (b, h, *zeros, i))] * len(out_shape)
+    return pl.pallas_call(
+        functools.partial(kernel, band=band, rows=rows, facts=facts, call=call),
+        out_shape=out_shape,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(prefetch),
+            grid=(batch, kv_heads, blocks, band.steps),
+            in_specs=in_specs,
+            out_specs=out_specs,
+            scratch_shapes=[pltpu.VMEM(own, jnp.float32)] * len(out_shape),
+        ),
+        compiler_params=tiles.compiler_params(3, 1),
+        cost_estimate=tiles.cost(3 if by_queries else 4, pairs, head_dim, [*operands, *out_shape]),
+        interpret=call.interpret,
+        name=name,
+    )(*prefetch, *operands)
+
+
+def _dq(call: Call, rows: Rows, blocks, marks, operands, pairs):
+    q, k = operands[0], operands[4]
+    return _call(
+        _dq_kernel, call, rows, Band.of_queries(blocks, call.window, rows.keys), marks, operands,
+        [k.swapaxes(2, 3)], [jax.ShapeDtypeStruct(q.shape, q.dtype)], pairs,
+        by_queries=True, name="window_attention_dq",
+    )[0]  # fmt: skip
+
+
+def _dkv(call: Call, rows: Rows, blocks, marks, operands, pairs, dtype):
+    batch, kv_heads, keys, head_dim = operands[4].shape
+    shape = jax.ShapeDtypeStruct((batch, kv_heads, head_dim, keys), dtype)
+    return _call(
+        _dkv_kernel, call, rows, Band.of_keys(blocks, call.window, rows.keys), marks, operands,
+        [], [shape, shape], pairs, by_queries=False, name="window_attention_dkv",
+    )  # fmt: skip
+
+
+def _slopes(products, d_products, lse, delta, seen, soft_cap):
+    """Probabilities, and the derivative in the capped logits' products, of one section."""
+    logits = tiles.cap(products, soft_cap)
+    if seen is not None:
+        logits = jnp.where(seen, logits, HIDDEN)
+    weights = jnp.exp2(logits - lse)
+    slopes = weights * (d_products - delta)
+    if soft_cap is not None:
+        bend = jnp.tanh(products)
+        slopes = slopes * (1 - bend * bend)
+    return weights, slopes
+
+
+def _seen(mark_refs, facts, band, step, section, at):
+    if at is None:
+        return tpu_marks.mask(mark_refs, facts, step, section)
+    return tiles.section_mask(section, band.window)
+
+
+def _columns(ref, g, section):
+    return ref[0, 0, pl.ds(g, 1), pl.ds(section.column, PART)]
+
+
+def _heads(group: int, head) -> None:
+    if group == 1:
+        head(0)
+    else:
+        jax.lax.fori_loop(0, group, lambda g, _: head(g), None)
+
+
+def _pipeline(starts, begin, finish) -> None:
+    """Begins each strip before the one ahead of it is finished.
+
+    So one strip's products are under way in the matrix unit while the vector unit works on
+    another's softmax.
+    """
+    waiting = None
+    for start in starts:
+        begun = start, begin(start)
+        if waiting is not None:
+            finish(*waiting)
+        waiting = begun
+    finish(*waiting)
+
+
+def _dq_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
+    facts_refs, refs = (None, refs) if facts is None else (refs[:3], refs[3:])
+    q_ref, d_out_ref, lse_ref, delta_ref, k_ref, v_ref, k_turned_ref, *mark_refs, out_ref, sum_ref = refs
+    b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    if facts is None:
+        live, plain = tpu_marks.key_block(band, rows, i, step) >= 0, None
+    else:
+        live, plain = facts.status(facts_refs, b, i, step)
+
+        @pl.when(step == 0)
+        def _():
+            sum_ref[...] = jnp.zeros_like(sum_ref)
+
+    def tile(at):
+        keys, values, turned = k_ref[0, 0], v_ref[0, 0], k_turned_ref[0, 0]
+        fresh = at == 0 and facts is None
+
+        def head(g):
+            def begin(column):
+                columns = pl.ds(column, PART)
+                q, d_out = q_ref[0, 0, g, :, columns], d_out_ref[0, 0, g, :, columns]
+                return [
+                    (
+                        section,
+                        tiles.matmul(keys[section.row : section.row + PART], q),
+                        tiles.matmul(values[section.row : section.row + PART], d_out),
+                    )
+                    for section in band.beside(column, at)
+                ]
+
+            def finish(column, parts):
+                here = (g, slice(None), pl.ds(column, PART))
+                if not parts:
+                    if fresh:
+                        sum_ref[here] = jnp.zeros((sum_ref.shape[1], PART))
+                    return
+                slopes = [
+                    _slopes(
+                        products, d_products, _columns(lse_ref, g, section),
+                        _columns(delta_ref, g, section),
+                        _seen(mark_refs, facts, band, step, section, at), call.soft_cap,
+                    )[1]
+                    for section, products, d_products in parts
+                ]  # fmt: skip
+                slopes = jnp.concatenate(slopes, axis=0).astype(turned.dtype)
+                first = parts[0][0].row
+                out = tiles.matmul(turned[:, first : first + slopes.shape[0]], slopes)
+                sum_ref[here] = out if fresh else sum_ref[here] + out
+
+            _pipeline(range(0, band.queries, PART), begin, finish)
+
+        _heads(sum_ref.shape[0], head)
+
+    tiles.for_each_path(band, step, live, plain, tile)
+
+    @pl.when(step == band.steps - 1)
+    def _():
+        out_ref[0, 0] = (call.scale * sum_ref[...]).astype(out_ref.dtype)
+
+
+def _dkv_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
+    facts_refs, refs = (None, refs) if facts is None else (refs[:3], refs[3:])
+    q_ref, d_out_ref, lse_ref, delta_ref, k_ref, v_ref, *mark_refs = refs[:-4]
+    dk_ref, dv_ref, dk_sum_ref, dv_sum_ref = refs[-4:]
+    b, j, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    if facts is None:
+        at_block = tpu_marks.query_block(band, rows, j, step)
+        live, plain = (at_block >= 0) & (at_block < rows.queries // band.queries), None
+    else:
+        live, plain = facts.status(facts_refs, b, j, step)
+
+    @pl.when(step == 0)
+    def _():
+        dk_sum_ref[...] = jnp.zeros_like(dk_sum_ref)
+        dv_sum_ref[...] = jnp.zeros_like(dv_sum_ref)
+
+    def tile(at):
+        def head(g):
+            q, d_out = q_ref[0, 0, g], d_out_ref[0, 0, g]
+
+            def begin(row):
+                keys, values = k_ref[0, 0, pl.ds(row, PART), :], v_ref[0, 0, pl.ds(row, PART), :]
+                return [
+                    (
+                        section,
+                        tiles.matmul(keys, q[:, section.column : section.column + PART]),
+                        tiles.matmul(values, d_out[:, section.column : section.column + PART]),
+                    )
+                    for section in band.below(row, at)
+                ]
+
+            def finish(row, parts):
+                if not parts:
+                    return
+                found = [
+                    _slopes(
+                        products, d_products, _columns(lse_ref, g, section),
+                        _columns(delta_ref, g, section),
+                        _seen(mark_refs, facts, band, step, section, at), call.soft_cap,
+                    )
+                    for section, products, d_products in parts
+                ]  # fmt: skip
+                weights, slopes = (
+                    jnp.concatenate(x, axis=1).astype(q.dtype) for x in zip(*found, strict=True)
+                )
+                first = parts[0][0].column
+                columns = slice(first, first + weights.shape[1])
+                here = (slice(None), pl.ds(row, PART))
+                dv_sum_ref[here] += tiles.matmul(d_out[:, columns], weights, (1, 1))
+                dk_sum_ref[here] += tiles.matmul(q[:, columns], slopes, (1, 1))
+
+            _pipeline(range(0, band.keys, PART), begin, finish)
+
+        _heads(q_ref.shape[2], head)
+
+    tiles.for_each_path(band, step, live, plain, tile)
+
+    @pl.when(step == band.steps - 1)
+    def _():
+        # The queries came with their factor in them; what is left of the scale is this.
+        rest = call.scale / tiles.query_factor(call.scale, call.soft_cap)
+        dk_ref[0, 0] = (rest * dk_sum_ref[...]).astype(dk_ref.dtype)
+        dv_ref[0, 0] = dv_sum_ref[...].astype(dv_ref.dtype)
