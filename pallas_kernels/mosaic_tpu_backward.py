@@ -7,11 +7,9 @@ share their tile of keys, and their parts of dk and dv are summed where they ari
 import functools
 import math
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array
 
 from pallas_kernels import mosaic_tpu_marks as tpu_marks
 from pallas_kernels import mosaic_tpu_tiles as tiles
@@ -59,8 +57,7 @@ def backward(call: Call, q, k, v, marks: Marks, lse, delta, d_out):
 
 def _call(kernel, call, rows, band, marks, operands, extra, out_shape, pairs, *, by_queries, name):
     """One kernel over a grid of batch, key heads, blocks of its own side and steps."""
-    q, k = operands[0], operands[4]
-    batch, kv_heads, group, head_dim, _ = q.shape
+    batch, kv_heads, group, head_dim, _ = operands[0].shape
     facts = tpu_marks.gather(marks, rows, band, by_queries)
     prefetch = () if facts is None else facts.prefetch
     if by_queries:
@@ -91,7 +88,6 @@ def _call(kernel, call, rows, band, marks, operands, extra, out_shape, pairs, *,
     out_specs = [pl.BlockSpec((1, 1, *own), lambda b, h, i, *_: (b, h, *zeros, i))] * len(out_shape)
     return pl.pallas_call(
         functools.partial(kernel, band=band, rows=rows, facts=facts, call=call),
-        out_shape=out_shape,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetch),
             grid=(batch, kv_heads, blocks, band.steps),
@@ -99,10 +95,8 @@ def _call(kernel, call, rows, band, marks, operands, extra, out_shape, pairs, *,
             out_specs=out_specs,
             scratch_shapes=[pltpu.VMEM(own, jnp.float32)] * len(out_shape),
         ),
-        compiler_params=tiles.compiler_params(3, 1),
-        cost_estimate=tiles.cost(3 if by_queries else 4, pairs, head_dim, [*operands, *out_shape]),
         interpret=call.interpret,
-        name=name,
+        **tiles.call_options(name, 3 if by_queries else 4, pairs, operands, out_shape),
     )(*prefetch, *operands)
 
 
@@ -110,14 +104,14 @@ def _dq(call: Call, rows: Rows, blocks, marks, operands, pairs):
     q, k = operands[0], operands[4]
     return _call(
         _dq_kernel, call, rows, Band.of_queries(blocks, call.window, rows.keys), marks, operands,
-        [k.swapaxes(2, 3)], [jax.ShapeDtypeStruct(q.shape, q.dtype)], pairs,
+        [k.swapaxes(2, 3)], [tiles.out_like(q, q.shape, q.dtype)], pairs,
         by_queries=True, name="window_attention_dq",
     )[0]  # fmt: skip
 
 
 def _dkv(call: Call, rows: Rows, blocks, marks, operands, pairs, dtype):
     batch, kv_heads, keys, head_dim = operands[4].shape
-    shape = jax.ShapeDtypeStruct((batch, kv_heads, head_dim, keys), dtype)
+    shape = tiles.out_like(operands[0], (batch, kv_heads, head_dim, keys), dtype)
     return _call(
         _dkv_kernel, call, rows, Band.of_keys(blocks, call.window, rows.keys), marks, operands,
         [], [shape, shape], pairs, by_queries=False, name="window_attention_dkv",
@@ -137,41 +131,14 @@ def _slopes(products, d_products, lse, delta, seen, soft_cap):
     return weights, slopes
 
 
-def _seen(mark_refs, facts, band, step, section, at):
-    if at is None:
-        return tpu_marks.mask(mark_refs, facts, step, section)
-    return tiles.section_mask(section, band.window)
-
-
 def _columns(ref, g, section):
     return ref[0, 0, pl.ds(g, 1), pl.ds(section.column, PART)]
 
 
-def _heads(group: int, head) -> None:
-    if group == 1:
-        head(0)
-    else:
-        jax.lax.fori_loop(0, group, lambda g, _: head(g), None)
-
-
-def _pipeline(starts, begin, finish) -> None:
-    """Begins each strip before the one ahead of it is finished.
-
-    So one strip's products are under way in the matrix unit while the vector unit works on
-    another's softmax.
-    """
-    waiting = None
-    for start in starts:
-        begun = start, begin(start)
-        if waiting is not None:
-            finish(*waiting)
-        waiting = begun
-    finish(*waiting)
-
-
 def _dq_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
     facts_refs, refs = (None, refs) if facts is None else (refs[:3], refs[3:])
-    q_ref, d_out_ref, lse_ref, delta_ref, k_ref, v_ref, k_turned_ref, *mark_refs, out_ref, sum_ref = refs
+    q_ref, d_out_ref, lse_ref, delta_ref, k_ref, v_ref, k_turned_ref, *mark_refs = refs[:-2]
+    out_ref, sum_ref = refs[-2:]
     b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     if facts is None:
         live, plain = tpu_marks.key_block(band, rows, i, step) >= 0, None
@@ -209,7 +176,7 @@ def _dq_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
                     _slopes(
                         products, d_products, _columns(lse_ref, g, section),
                         _columns(delta_ref, g, section),
-                        _seen(mark_refs, facts, band, step, section, at), call.soft_cap,
+                        tpu_marks.seen(mark_refs, facts, band, step, section, at), call.soft_cap,
                     )[1]
                     for section, products, d_products in parts
                 ]  # fmt: skip
@@ -218,9 +185,9 @@ def _dq_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
                 out = tiles.matmul(turned[:, first : first + slopes.shape[0]], slopes)
                 sum_ref[here] = out if fresh else sum_ref[here] + out
 
-            _pipeline(range(0, band.queries, PART), begin, finish)
+            tiles.pipeline(band.queries, begin, finish)
 
-        _heads(sum_ref.shape[0], head)
+        tiles.for_each_head(sum_ref.shape[0], head)
 
     tiles.for_each_path(band, step, live, plain, tile)
 
@@ -267,7 +234,7 @@ def _dkv_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
                     _slopes(
                         products, d_products, _columns(lse_ref, g, section),
                         _columns(delta_ref, g, section),
-                        _seen(mark_refs, facts, band, step, section, at), call.soft_cap,
+                        tpu_marks.seen(mark_refs, facts, band, step, section, at), call.soft_cap,
                     )
                     for section, products, d_products in parts
                 ]  # fmt: skip
@@ -280,9 +247,9 @@ def _dkv_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
                 dv_sum_ref[here] += tiles.matmul(d_out[:, columns], weights, (1, 1))
                 dk_sum_ref[here] += tiles.matmul(q[:, columns], slopes, (1, 1))
 
-            _pipeline(range(0, band.keys, PART), begin, finish)
+            tiles.pipeline(band.keys, begin, finish)
 
-        _heads(q_ref.shape[2], head)
+        tiles.for_each_head(q_ref.shape[2], head)
 
     tiles.for_each_path(band, step, live, plain, tile)
 

@@ -1,8 +1,8 @@
 """Forward pass on TPU: online softmax over the tiles of a block of queries."""
 
 import functools
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -11,7 +11,7 @@ from jaxtyping import Array
 from pallas_kernels import mosaic_tpu_marks as tpu_marks
 from pallas_kernels import mosaic_tpu_tiles as tiles
 from pallas_kernels.flash import Call
-from pallas_kernels.mosaic_tpu_tiles import FLOOR, HIDDEN, LOG2_E, PART, Band
+from pallas_kernels.mosaic_tpu_tiles import FLOOR, HIDDEN, LOG2_E, PART, Band, Rows
 from pallas_kernels.window import Marks
 
 
@@ -51,16 +51,13 @@ def forward(call: Call, q: Array, k: Array, v: Array, marks: Marks, sinks: Array
         in_specs.append(pl.BlockSpec((1, group, 1), lambda b, h, *_: (h, 0, 0)))
 
     out_shape = [
-        jax.ShapeDtypeStruct((batch, kv_heads, group, head_dim, rows.queries), q.dtype),
-        jax.ShapeDtypeStruct((batch, kv_heads, group, rows.queries), jnp.float32),
+        tiles.out_like(q, (batch, kv_heads, group, head_dim, rows.queries), q.dtype),
+        tiles.out_like(q, (batch, kv_heads, group, rows.queries), jnp.float32),
     ]
     pairs = batch * heads * tiles.visible_pairs(queries, keys, call.window)
+    options = tiles.call_options("window_attention_forward", 2, pairs, operands, out_shape)
     out, lse = pl.pallas_call(
-        functools.partial(
-            _kernel, band=band, rows=rows, soft_cap=call.soft_cap, facts=facts,
-            has_sinks=sinks is not None,
-        ),
-        out_shape=out_shape,
+        functools.partial(_kernel, band=band, rows=rows, facts=facts, soft_cap=call.soft_cap),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetch),
             grid=(batch, kv_heads, rows.queries // block_q, band.steps),
@@ -75,11 +72,9 @@ def forward(call: Call, q: Array, k: Array, v: Array, marks: Marks, sinks: Array
                 pltpu.VMEM((group, head_dim, block_q), jnp.float32),
             ],
         ),
-        compiler_params=tiles.compiler_params(3, 1),
-        cost_estimate=tiles.cost(2, pairs, head_dim, [*operands, *out_shape]),
         interpret=call.interpret,
-        name="window_attention_forward",
-    )(*prefetch, *operands)  # fmt: skip
+        **options,
+    )(*prefetch, *operands)
 
     out = out.reshape(batch, heads, head_dim, rows.queries).transpose(0, 3, 1, 2)
     lse = lse.reshape(batch, heads, rows.queries)
@@ -87,14 +82,53 @@ def forward(call: Call, q: Array, k: Array, v: Array, marks: Marks, sinks: Array
     return out[:, kept], lse[:, :, kept]
 
 
-def _kernel(*refs, band: Band, rows, soft_cap, facts, has_sinks):
-    facts_refs, refs = (None, refs) if facts is None else (refs[:3], refs[3:])
-    q_ref, k_ref, v_ref, *refs = refs
-    mark_refs = None
-    if facts is not None:
-        mark_refs, refs = refs[:2], refs[2:]
-    sinks_ref = refs.pop(0) if has_sinks else None
-    out_ref, lse_ref, top_ref, total_ref, sum_ref = refs
+class _Running(NamedTuple):
+    """Refs of the softmax so far, in units of log 2: [G, 1, T] twice and [G, H, T]."""
+
+    top: Any
+    total: Any
+    sum: Any
+
+    def clear(self, here) -> None:
+        for ref, value in zip(self, (FLOOR, 0.0, 0.0), strict=True):
+            part = ref.at[here]
+            part[...] = jnp.full(part.shape, value)
+
+    def take_in(self, here, logits: list[Array], values: Array, fresh: bool) -> None:
+        """Adds some keys, logits in parts; `fresh` is at the first keys of all."""
+        top = jnp.max(functools.reduce(jnp.maximum, logits), axis=0, keepdims=True)
+        before = jnp.full_like(top, FLOOR) if fresh else self.top[here]
+        top = jnp.maximum(top, before)
+        weights = [jnp.exp2(part - top) for part in logits]
+        total = jnp.sum(functools.reduce(jnp.add, weights), axis=0, keepdims=True)
+        # Joined before they are rounded: bf16 parts would be laid out anew.
+        out = tiles.matmul(values, jnp.concatenate(weights, axis=0).astype(values.dtype))
+        if not fresh:
+            shrink = jnp.exp2(before - top)
+            total += shrink * self.total[here]
+            out += shrink * self.sum[here]
+        self.top[here], self.total[here], self.sum[here] = top, total, out
+
+    def result(self, g, sink: Array | None) -> tuple[Array, Array]:
+        """Output [H, T] and log-sum-exp [1, T] of head g."""
+        top, total, summed = self.top[g], self.total[g], self.sum[g]
+        if sink is not None:
+            before, top = top, jnp.maximum(top, sink)
+            shrink = jnp.exp2(before - top)
+            total = shrink * total + jnp.exp2(sink - top)
+            summed = shrink * summed
+        some = total > 0
+        total = jnp.where(some, total, 1)
+        return summed * (1 / total), jnp.where(some, (top + jnp.log2(total)) / LOG2_E, -jnp.inf)
+
+
+def _kernel(*refs, band: Band, rows: Rows, facts: tpu_marks.Facts | None, soft_cap: float | None):
+    refs = list(refs)
+    facts_refs = None if facts is None else [refs.pop(0) for _ in range(3)]
+    q_ref, k_ref, v_ref = (refs.pop(0) for _ in range(3))
+    mark_refs = None if facts is None else [refs.pop(0) for _ in range(2)]
+    *sinks_ref, out_ref, lse_ref = refs[:-3]
+    running = _Running(*refs[-3:])
     b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     group = q_ref.shape[2]
 
@@ -103,89 +137,43 @@ def _kernel(*refs, band: Band, rows, soft_cap, facts, has_sinks):
         live, plain = tpu_marks.key_block(band, rows, i, step) >= 0, None
     else:
         live, plain = facts.status(facts_refs, b, i, step)
-
-        @pl.when(step == 0)
-        def _():
-            top_ref[...] = jnp.full_like(top_ref, FLOOR)
-            total_ref[...] = jnp.zeros_like(total_ref)
-            sum_ref[...] = jnp.zeros_like(sum_ref)
+        pl.when(step == 0)(lambda: running.clear(...))
 
     def scores(keys, q, section, at):
-        part = keys[section.row : section.row + PART]
-        logits = tiles.cap(tiles.matmul(part, q), soft_cap)
-        if at is None:
-            seen = tpu_marks.mask(mark_refs, facts, step, section)
-        else:
-            seen = tiles.section_mask(section, band.window)
+        logits = tiles.cap(tiles.matmul(keys[section.row : section.row + PART], q), soft_cap)
+        seen = tpu_marks.seen(mark_refs, facts, band, step, section, at)
         return logits if seen is None else jnp.where(seen, logits, HIDDEN)
-
-    def strip_scores(g, column, at, keys):
-        """Logits of some queries of head g, in parts, and the first key's row."""
-        sections = band.beside(column, at)
-        if not sections:
-            return None
-        q = q_ref[0, 0, g, :, pl.ds(column, PART)]
-        return sections[0].row, [scores(keys, q, section, at) for section in sections]
-
-    def strip(g, column, found, all_values, fresh):
-        """Takes the keys that some queries of head g see into their running softmax."""
-        here = (g, slice(None), pl.ds(column, PART))
-        if found is None:
-            if fresh:
-                top_ref[here] = jnp.full((1, PART), FLOOR)
-                total_ref[here] = jnp.zeros((1, PART))
-                sum_ref[here] = jnp.zeros((sum_ref.shape[1], PART))
-            return
-        first, logits = found
-        top = jnp.max(functools.reduce(jnp.maximum, logits), axis=0, keepdims=True)
-        before = jnp.full((1, PART), FLOOR) if fresh else top_ref[here]
-        top = jnp.maximum(top, before)
-        weights = [jnp.exp2(part - top) for part in logits]
-        total = jnp.sum(functools.reduce(jnp.add, weights), axis=0, keepdims=True)
-        weights = jnp.concatenate(weights, axis=0)
-        values = all_values[:, first : first + weights.shape[0]]
-        out = tiles.matmul(values, weights.astype(values.dtype))
-        if not fresh:
-            shrink = jnp.exp2(before - top)
-            total += shrink * total_ref[here]
-            out += shrink * sum_ref[here]
-        top_ref[here], total_ref[here], sum_ref[here] = top, total, out
 
     def tile(at):
         keys, values = k_ref[0, 0], v_ref[0, 0]
         fresh = at == 0 and facts is None
 
-        def head(g, carry):
-            # One strip's logits are under way while the one before goes through its softmax:
-            # the matrix and the vector units work side by side.
-            waiting = None
-            for column in range(0, band.queries, PART):
-                found = strip_scores(g, column, at, keys)
-                if waiting is not None:
-                    strip(g, *waiting, values, fresh)
-                waiting = column, found
-            strip(g, *waiting, values, fresh)
-            return carry
+        def head(g):
+            def begin(column):
+                q = q_ref[0, 0, g, :, pl.ds(column, PART)]
+                return [(x.row, scores(keys, q, x, at)) for x in band.beside(column, at)]
 
-        jax.lax.fori_loop(0, group, head, 0) if group > 1 else head(0, 0)
+            def finish(column, parts):
+                here = (g, slice(None), pl.ds(column, PART))
+                if parts:
+                    first, stop = parts[0][0], parts[-1][0] + PART
+                    logits = [part for _, part in parts]
+                    running.take_in(here, logits, values[:, first:stop], fresh)
+                elif fresh:
+                    running.clear(here)
+
+            tiles.pipeline(band.queries, begin, finish)
+
+        tiles.for_each_head(group, head)
 
     tiles.for_each_path(band, step, live, plain, tile)
 
     @pl.when(step == band.steps - 1)
     def _():
-        def head(g, carry):
-            top, total, summed = top_ref[g], total_ref[g], sum_ref[g]
-            if sinks_ref is not None:
-                sink = sinks_ref[0, pl.ds(g, 1), :]
-                before, top = top, jnp.maximum(top, sink)
-                shrink = jnp.exp2(before - top)
-                total = shrink * total + jnp.exp2(sink - top)
-                summed = shrink * summed
-            some = total > 0
-            inverse = jnp.where(some, 1 / jnp.where(some, total, 1), 0)
-            out_ref[0, 0, g] = (summed * inverse).astype(out_ref.dtype)
-            lse = (top + jnp.log2(jnp.where(some, total, 1))) / LOG2_E
-            lse_ref[0, 0, pl.ds(g, 1), :] = jnp.where(some, lse, -jnp.inf)
-            return carry
+        def head(g):
+            sink = sinks_ref[0][0, pl.ds(g, 1), :] if sinks_ref else None
+            out, lse = running.result(g, sink)
+            out_ref[0, 0, g] = out.astype(out_ref.dtype)
+            lse_ref[0, 0, pl.ds(g, 1), :] = lse
 
-        jax.lax.fori_loop(0, group, head, 0) if group > 1 else head(0, 0)
+        tiles.for_each_head(group, head)

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Int
 
-from pallas_kernels.mosaic_tpu_tiles import PART, Band, Rows, Section, pad_last, section_distances
+from pallas_kernels.mosaic_tpu_tiles import (
+    PART,
+    Band,
+    Rows,
+    Section,
+    pad_last,
+    section_distances,
+    section_mask,
+)
 from pallas_kernels.window import Marks, same_segment, visible
 
 LOW, HIGH, ONLY, SHIFT = range(4)  # figures of a block, in this order
@@ -167,14 +175,20 @@ def specs(band: Band, query_at, key_at) -> list[pl.BlockSpec]:
     ]
 
 
-def mask(refs, facts: Facts, step, section: Section) -> Array:
-    """Which (key, query) pairs of a section are visible, by place, segment and position."""
+def seen(refs, facts: Facts | None, band: Band, step, section: Section, at: int | None):
+    """Which (key, query) pairs of a section are visible; None where all are.
+
+    Args:
+        at: the step, where the code knows it and marks leave the tile as it is; else None.
+    """
+    if at is not None:
+        return section_mask(section, band.window)
     of_queries, of_keys = refs
     queries = of_queries[0, :, pl.ds(section.column, PART)]
     keys = of_keys[0, pl.ds(section.row, PART), :]
-    distance = facts.band.distance(step) + section.distance
-    seen = visible(section_distances() + distance, 0, facts.band.window)
-    seen &= same_segment(queries[0:1], keys[:, 0:1])
+    distance = band.distance(step) + section.distance
+    found = visible(section_distances() + distance, 0, band.window)
+    found &= same_segment(queries[0:1], keys[:, 0:1])
     if facts.has_positions:
-        seen &= visible(queries[1:2], keys[:, 1:2], facts.band.window)
-    return seen
+        found &= visible(queries[1:2], keys[:, 1:2], band.window)
+    return found

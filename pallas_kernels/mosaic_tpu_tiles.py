@@ -13,11 +13,13 @@ code, which leaves out the parts that nothing sees, and tiles inside the window 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 # A vector register has 128 lanes: queries and keys are worked on by so many at a time.
@@ -239,19 +241,49 @@ def pad_keys(x: Array, rows: Rows) -> Array:
     return jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, pad), (0, 0)))
 
 
-def compiler_params(parallel: int, arbitrary: int, vmem: int | None = None):
-    from jax.experimental.pallas import tpu as pltpu
+def for_each_head(group: int, head: Callable[[Array | int], None]) -> None:
+    """Runs `head` for every query head of a group; one copy of its code."""
+    if group == 1:
+        head(0)
+    else:
+        lax.fori_loop(0, group, lambda g, _: head(g), None)
 
-    semantics = ("parallel",) * parallel + ("arbitrary",) * arbitrary
-    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=vmem)
+
+def pipeline(size: int, begin: Callable[[int], Any], finish: Callable[[int, Any], None]) -> None:
+    """Takes a tile's strips of PART in turn, beginning each before the one ahead is finished.
+
+    So one strip's products are under way in the matrix unit while the vector unit works on
+    another's softmax.
+    """
+    waiting = None
+    for start in range(0, size, PART):
+        begun = start, begin(start)
+        if waiting is not None:
+            finish(*waiting)
+        waiting = begun
+    finish(*waiting)
 
 
-def cost(products: int, pairs: int, head_dim: int, arrays) -> pl.CostEstimate:
-    """What a pass over `pairs` visible (query, key) pairs takes, for XLA's scheduler."""
-    moved = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays)
-    return pl.CostEstimate(
-        flops=2 * products * pairs * head_dim, transcendentals=pairs, bytes_accessed=moved
-    )
+def call_options(name: str, products: int, pairs: int, operands, out_shape) -> dict[str, Any]:
+    """What every kernel's `pallas_call` is given, for `pairs` visible (query, key) pairs."""
+    moved = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in (*operands, *out_shape))
+    head_dim = operands[0].shape[3]
+    return {
+        "name": name,
+        "out_shape": out_shape,
+        # Blocks of one row, head and block are independent; the steps of one add up.
+        "compiler_params": pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
+        ),
+        "cost_estimate": pl.CostEstimate(
+            flops=2 * products * pairs * head_dim, transcendentals=pairs, bytes_accessed=moved
+        ),
+    }
+
+
+def out_like(x: Array, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
+    """An output that varies over the same axes of a `shard_map` as `x`."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def visible_pairs(queries: int, keys: int, window: int | None) -> int:
@@ -261,5 +293,3 @@ def visible_pairs(queries: int, keys: int, window: int | None) -> int:
         return queries * (first + keys) // 2
     short = max(0, min(queries, window - first))
     return short * (2 * first + short - 1) // 2 + (queries - short) * window
-
-
