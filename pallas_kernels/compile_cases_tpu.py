@@ -1,0 +1,129 @@
+"""Cases for `compile_report_tpu`: our kernels, and jax's splash attention at the same shapes.
+
+Useful products are those of visible (query, key) pairs: 4 * H FLOPs a pair forward, 2.5 times that
+backward. Blocks are (queries, keys) of a tile.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import mosaic_tpu
+from pallas_kernels.flash import Call
+from pallas_kernels.mosaic_tpu_marks import key_block, query_block
+from pallas_kernels.mosaic_tpu_tiles import PART, Band, pad_rows, visible_pairs
+from pallas_kernels.tuning import BlockSizes
+from pallas_kernels.window import Marks
+
+
+def useful_flops(*, batch, length, heads, head_dim, window, backward: bool) -> float:
+    """FLOPs that the definition of attention asks for, forward or backward."""
+    pairs = batch * heads * visible_pairs(length, length, window)
+    return 4 * head_dim * pairs * (2.5 if backward else 1)
+
+
+def _arrays(batch, length, heads, kv_heads, head_dim, dtype):
+    kv = jax.ShapeDtypeStruct((batch, length, kv_heads, head_dim), dtype)
+    q = jax.ShapeDtypeStruct((batch, length, heads, head_dim), dtype)
+    return q, kv, kv
+
+
+def _path_visits(band: Band, length: int, blocks: int, repeats: int, by_queries: bool) -> list[int]:
+    """How often each path of a kernel without marks is taken, in the order of its code."""
+    rows = pad_rows(length, length, max(band.queries, band.keys))
+    other = key_block if by_queries else query_block
+    others = rows.keys // band.keys if by_queries else rows.queries // band.queries
+    taken = [
+        repeats * sum(0 <= other(band, rows, own, step) < others for own in range(blocks))
+        for step in range(band.steps)
+    ]
+    first, stop = band.inner()
+    paths = [taken[step] for step in band.edges()]
+    if first < stop:
+        paths.append(sum(taken[first:stop]))
+    once = repeats * blocks
+    # dk and dv begin at zero; forward and dq begin with their first tile.
+    return [*paths, once] if by_queries else [once, *paths, once]
+
+
+def ours(
+    *, batch=16, length=8192, heads=8, kv_heads=8, head_dim, window, blocks, backward,
+    dtype="bfloat16", marked=False,
+):  # fmt: skip
+    """Our forward pass, or our two backward kernels."""
+    blocks = tuple(blocks)
+    call = Call(window, head_dim**-0.5, None, BlockSizes(blocks, blocks, blocks[::-1]))
+    shapes = _arrays(batch, length, heads, kv_heads, head_dim, dtype)
+    repeats = batch * kv_heads
+    count = length // max(blocks)
+    band = Band.of_queries(blocks, window, length)
+    paths = _path_visits(band, length, count, repeats, by_queries=True)
+    if not backward:
+
+        def forward(q, k, v):
+            return mosaic_tpu.KERNELS.forward(call, q, k, v, Marks(), None)
+
+        return forward, shapes, {"window_attention_forward": paths}
+    figures = jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
+
+    def gradients(q, k, v, lse, delta, d_out):
+        return mosaic_tpu.KERNELS.backward(call, q, k, v, Marks(), lse, delta, d_out)
+
+    by_keys = _path_visits(
+        Band.of_keys(blocks[::-1], window, length), length, count, repeats, by_queries=False
+    )
+    visits = {"window_attention_dq": paths, "window_attention_dkv": by_keys}
+    return gradients, (*shapes, figures, figures, shapes[0]), visits
+
+
+def splash(
+    *, batch=16, length=8192, heads=8, kv_heads=8, head_dim, window, blocks, backward,
+):  # fmt: skip
+    """jax's splash attention with a LocalMask: multi-head where kv_heads == heads, else multi-query
+    for each key head."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    queries, keys = blocks
+    group = heads // kv_heads
+    mask = masks.MultiHeadMask(
+        [masks.LocalMask((length, length), (window - 1, 0), 0)] * (heads if group == 1 else group)
+    )
+    sizes = kernel.BlockSizes(
+        block_q=queries, block_kv=keys, block_kv_compute=keys,
+        block_q_dkv=queries, block_kv_dkv=keys, block_kv_dkv_compute=keys,
+        block_q_dq=queries, block_kv_dq=keys,
+    )  # fmt: skip
+    make = kernel.make_splash_mha_single_device if group == 1 else (
+        kernel.make_splash_mqa_single_device
+    )
+    attend = jax.vmap(make(mask, block_sizes=sizes))
+    if group > 1:
+        attend = jax.vmap(attend)
+    outer = (batch,) if group == 1 else (batch, kv_heads)
+    q = jax.ShapeDtypeStruct((*outer, mask.shape[0], length, head_dim), jnp.bfloat16)
+    kv = jax.ShapeDtypeStruct(
+        (*outer, *((heads,) if group == 1 else ()), length, head_dim), jnp.bfloat16
+    )
+    tiles, rows, columns = _splash_tiles(length, window, queries, keys)
+    repeats = batch * heads
+    paths = [repeats * rows, repeats * tiles, repeats * rows]
+    by_keys = [repeats * columns, repeats * tiles, repeats * columns]
+    kind = "mha" if group == 1 else "mqa"
+    if not backward:
+        return attend, (q, kv, kv), {f"splash_{kind}_fwd_no_residuals": paths}
+
+    def gradients(q, k, v, d_out):
+        return jax.vjp(attend, q, k, v)[1](d_out)
+
+    visits = {f"splash_{kind}_dq_no_residuals": paths, f"splash_{kind}_dkv_no_residuals": by_keys}
+    return gradients, (q, kv, kv, q), visits
+
+
+def _splash_tiles(length, window, queries, keys) -> tuple[int, int, int]:
+    """Tiles with something to see, blocks of queries and blocks of keys."""
+    seen = sum(
+        i * queries + queries - 1 >= j * keys and i * queries - (j * keys + keys - 1) < window
+        for i in range(length // queries)
+        for j in range(length // keys)
+    )
+    return seen, length // queries, length // keys
