@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from pallas_kernels import mosaic_tpu
 from pallas_kernels.flash import Call
 from pallas_kernels.mosaic_tpu_marks import key_block, query_block
-from pallas_kernels.mosaic_tpu_tiles import PART, Band, pad_rows, visible_pairs
+from pallas_kernels.mosaic_tpu_tiles import Band, pad_rows, visible_pairs
 from pallas_kernels.tuning import BlockSizes
 from pallas_kernels.window import Marks
 
@@ -93,8 +93,10 @@ def splash(
         block_q_dkv=queries, block_kv_dkv=keys, block_kv_dkv_compute=keys,
         block_q_dq=queries, block_kv_dq=keys,
     )  # fmt: skip
-    make = kernel.make_splash_mha_single_device if group == 1 else (
-        kernel.make_splash_mqa_single_device
+    make = (
+        kernel.make_splash_mha_single_device
+        if group == 1
+        else (kernel.make_splash_mqa_single_device)
     )
     attend = jax.vmap(make(mask, block_sizes=sizes))
     if group > 1:

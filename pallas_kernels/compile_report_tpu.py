@@ -26,7 +26,7 @@ import sys
 import tempfile
 from typing import Any
 
-PATH = 24
+PATH = 8
 
 _BUNDLE = re.compile(r"\s*(0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:")
 _REGION = re.compile(r"(?:Start region|Start/End empty region) (\d+)")
@@ -171,7 +171,9 @@ def count_bundles(text: str, visits: list[int]) -> tuple[int, int, list[int]]:
             elif target - at >= PATH:
                 skips.append((at + 1, target))
     paths = [
-        (a, z) for a, z in skips if not any(a <= b and y <= z and (a, z) != (b, y) for b, y in skips)
+        (a, z)
+        for a, z in skips
+        if not any(a <= b and y <= z and (a, z) != (b, y) for b, y in skips)
     ]
     if len(paths) != len(visits):
         sizes = [z - a for a, z in paths]

@@ -154,7 +154,7 @@ def _dq_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
         fresh = at == 0 and facts is None
 
         def head(g):
-            def begin(column):
+            def begin(column, sections):
                 columns = pl.ds(column, PART)
                 q, d_out = q_ref[0, 0, g, :, columns], d_out_ref[0, 0, g, :, columns]
                 return [
@@ -163,7 +163,7 @@ def _dq_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
                         tiles.matmul(keys[section.row : section.row + PART], q),
                         tiles.matmul(values[section.row : section.row + PART], d_out),
                     )
-                    for section in band.beside(column, at)
+                    for section in sections
                 ]
 
             def finish(column, parts):
@@ -185,7 +185,7 @@ def _dq_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
                 out = tiles.matmul(turned[:, first : first + slopes.shape[0]], slopes)
                 sum_ref[here] = out if fresh else sum_ref[here] + out
 
-            tiles.pipeline(band.queries, begin, finish)
+            tiles.pipeline(band.strips_of_queries(at), begin, finish)
 
         tiles.for_each_head(sum_ref.shape[0], head)
 
@@ -216,7 +216,7 @@ def _dkv_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
         def head(g):
             q, d_out = q_ref[0, 0, g], d_out_ref[0, 0, g]
 
-            def begin(row):
+            def begin(row, sections):
                 keys, values = k_ref[0, 0, pl.ds(row, PART), :], v_ref[0, 0, pl.ds(row, PART), :]
                 return [
                     (
@@ -224,7 +224,7 @@ def _dkv_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
                         tiles.matmul(keys, q[:, section.column : section.column + PART]),
                         tiles.matmul(values, d_out[:, section.column : section.column + PART]),
                     )
-                    for section in band.below(row, at)
+                    for section in sections
                 ]
 
             def finish(row, parts):
@@ -247,7 +247,7 @@ def _dkv_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
                 dv_sum_ref[here] += tiles.matmul(d_out[:, columns], weights, (1, 1))
                 dk_sum_ref[here] += tiles.matmul(q[:, columns], slopes, (1, 1))
 
-            tiles.pipeline(band.keys, begin, finish)
+            tiles.pipeline(band.strips_of_keys(at), begin, finish)
 
         tiles.for_each_head(q_ref.shape[2], head)
 

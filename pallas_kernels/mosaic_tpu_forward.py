@@ -149,9 +149,9 @@ def _kernel(*refs, band: Band, rows: Rows, facts: tpu_marks.Facts | None, soft_c
         fresh = at == 0 and facts is None
 
         def head(g):
-            def begin(column):
+            def begin(column, sections):
                 q = q_ref[0, 0, g, :, pl.ds(column, PART)]
-                return [(x.row, scores(keys, q, x, at)) for x in band.beside(column, at)]
+                return [(x.row, scores(keys, q, x, at)) for x in sections]
 
             def finish(column, parts):
                 here = (g, slice(None), pl.ds(column, PART))
@@ -162,7 +162,7 @@ def _kernel(*refs, band: Band, rows: Rows, facts: tpu_marks.Facts | None, soft_c
                 elif fresh:
                     running.clear(here)
 
-            tiles.pipeline(band.queries, begin, finish)
+            tiles.pipeline(band.strips_of_queries(at), begin, finish)
 
         tiles.for_each_head(group, head)
 

@@ -132,13 +132,15 @@ class Band:
     def edges(self) -> list[int]:
         return [step for step in range(self.steps) if not self.whole(step)]
 
-    def beside(self, column: int, step: int | None) -> list[Section]:
-        """What PART queries of the tile see: all of it where the step is None, not known."""
-        return self._seen([(row, column) for row in range(0, self.keys, PART)], step)
+    def strips_of_queries(self, step: int | None) -> list[list[Section]]:
+        """What each PART queries of the tile see: all of it where the step is None, not known."""
+        rows, columns = range(0, self.keys, PART), range(0, self.queries, PART)
+        return [self._seen([(row, column) for row in rows], step) for column in columns]
 
-    def below(self, row: int, step: int | None) -> list[Section]:
-        """The same of PART keys: what sees them."""
-        return self._seen([(row, column) for column in range(0, self.queries, PART)], step)
+    def strips_of_keys(self, step: int | None) -> list[list[Section]]:
+        """The same of each PART keys: what sees them."""
+        rows, columns = range(0, self.keys, PART), range(0, self.queries, PART)
+        return [self._seen([(row, column) for column in columns], step) for row in rows]
 
     def _seen(self, corners: list[tuple[int, int]], step: int | None) -> list[Section]:
         if step is None:
@@ -249,15 +251,20 @@ def for_each_head(group: int, head: Callable[[Array | int], None]) -> None:
         lax.fori_loop(0, group, lambda g, _: head(g), None)
 
 
-def pipeline(size: int, begin: Callable[[int], Any], finish: Callable[[int, Any], None]) -> None:
-    """Takes a tile's strips of PART in turn, beginning each before the one ahead is finished.
+def pipeline(
+    strips: list[list[Section]],
+    begin: Callable[[int, list[Section]], Any],
+    finish: Callable[[int, Any], None],
+) -> None:
+    """Works through a tile's strips, beginning each before the one ahead is finished.
 
     So one strip's products are under way in the matrix unit while the vector unit works on
-    another's softmax.
+    another's softmax. The longest strip goes first: nothing runs beside the end of the last.
     """
+    order = sorted(range(len(strips)), key=lambda n: -len(strips[n]))
     waiting = None
-    for start in range(0, size, PART):
-        begun = start, begin(start)
+    for n in order:
+        begun = n * PART, begin(n * PART, strips[n])
         if waiting is not None:
             finish(*waiting)
         waiting = begun
