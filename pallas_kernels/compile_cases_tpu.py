@@ -7,7 +7,7 @@ backward. Blocks are (queries, keys) of a tile.
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import mosaic_tpu
+from pallas_kernels import mosaic_tpu, mosaic_tpu_decode
 from pallas_kernels.flash import Call
 from pallas_kernels.mosaic_tpu_marks import key_block, query_block
 from pallas_kernels.mosaic_tpu_tiles import Band, pad_rows, visible_pairs
@@ -27,11 +27,17 @@ def _arrays(batch, length, heads, kv_heads, head_dim, dtype):
     return q, kv, kv
 
 
-def _path_visits(band: Band, length: int, blocks: int, repeats: int, by_queries: bool) -> list[int]:
-    """How often each path of a kernel without marks is taken, in the order of its code."""
+def _path_visits(
+    band: Band, length: int, repeats: int, *, by_queries: bool, marked: bool
+) -> list[int]:
+    """How often each path of a kernel is taken, in the order of its code.
+
+    With marks: of rows that are one segment each, so that none takes the code that masks all.
+    """
     rows = pad_rows(length, length, max(band.queries, band.keys))
     other = key_block if by_queries else query_block
-    others = rows.keys // band.keys if by_queries else rows.queries // band.queries
+    counts = rows.queries // band.queries, rows.keys // band.keys
+    blocks, others = counts if by_queries else counts[::-1]
     taken = [
         repeats * sum(0 <= other(band, rows, own, step) < others for own in range(blocks))
         for step in range(band.steps)
@@ -40,39 +46,61 @@ def _path_visits(band: Band, length: int, blocks: int, repeats: int, by_queries:
     paths = [taken[step] for step in band.edges()]
     if first < stop:
         paths.append(sum(taken[first:stop]))
+    if marked:
+        paths.append(0)
     once = repeats * blocks
-    # dk and dv begin at zero; forward and dq begin with their first tile.
-    return [*paths, once] if by_queries else [once, *paths, once]
+    # dk and dv begin at zero, and so do all with marks; else the first tile begins them.
+    return [*paths, once] if by_queries and not marked else [once, *paths, once]
 
 
 def ours(
     *, batch=16, length=8192, heads=8, kv_heads=8, head_dim, window, blocks, backward,
-    dtype="bfloat16", marked=False,
+    dtype="bfloat16", marked=False, soft_cap=None,
 ):  # fmt: skip
     """Our forward pass, or our two backward kernels."""
     blocks = tuple(blocks)
-    call = Call(window, head_dim**-0.5, None, BlockSizes(blocks, blocks, blocks[::-1]))
-    shapes = _arrays(batch, length, heads, kv_heads, head_dim, dtype)
-    repeats = batch * kv_heads
-    count = length // max(blocks)
-    band = Band.of_queries(blocks, window, length)
-    paths = _path_visits(band, length, count, repeats, by_queries=True)
+    sizes = BlockSizes(blocks, blocks, blocks[::-1])
+    call = Call(window, head_dim**-0.5, soft_cap, sizes)
+    qkv = _arrays(batch, length, heads, kv_heads, head_dim, dtype)
+    tokens = [jax.ShapeDtypeStruct((batch, length), jnp.int32)] * (2 if marked else 0)
+
+    def marks(segments=None, positions=None):
+        return Marks(segments, segments, positions, positions)
+
+    def visits(band, by_queries):
+        return _path_visits(band, length, batch * kv_heads, by_queries=by_queries, marked=marked)
+
+    of_queries = visits(Band.of_queries(blocks, window, length), True)
     if not backward:
 
-        def forward(q, k, v):
-            return mosaic_tpu.KERNELS.forward(call, q, k, v, Marks(), None)
+        def forward(q, k, v, *tokens):
+            return mosaic_tpu.KERNELS.forward(call, q, k, v, marks(*tokens), None)
 
-        return forward, shapes, {"window_attention_forward": paths}
+        return forward, (*qkv, *tokens), {"window_attention_forward": of_queries}
     figures = jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
 
-    def gradients(q, k, v, lse, delta, d_out):
-        return mosaic_tpu.KERNELS.backward(call, q, k, v, Marks(), lse, delta, d_out)
+    def gradients(q, k, v, lse, delta, d_out, *tokens):
+        return mosaic_tpu.KERNELS.backward(call, q, k, v, marks(*tokens), lse, delta, d_out)
 
-    by_keys = _path_visits(
-        Band.of_keys(blocks[::-1], window, length), length, count, repeats, by_queries=False
-    )
-    visits = {"window_attention_dq": paths, "window_attention_dkv": by_keys}
-    return gradients, (*shapes, figures, figures, shapes[0]), visits
+    of_keys = visits(Band.of_keys(blocks[::-1], window, length), False)
+    paths = {"window_attention_dq": of_queries, "window_attention_dkv": of_keys}
+    return gradients, (*qkv, figures, figures, qkv[0], *tokens), paths
+
+
+def decode(*, batch=64, slots=4096, heads=8, kv_heads=8, head_dim, block=None, dtype="bfloat16"):
+    """A step over caches that are full."""
+    q = jax.ShapeDtypeStruct((batch, heads, head_dim), dtype)
+    cache = jax.ShapeDtypeStruct((batch, slots, kv_heads, head_dim), dtype)
+    lengths = jax.ShapeDtypeStruct((batch,), jnp.int32)
+
+    def step(q, k, v, lengths):
+        return mosaic_tpu_decode.decode(
+            q, k, v, lengths, scale=head_dim**-0.5, soft_cap=None, sinks=None, block=block
+        )
+
+    blocks = -(-slots // mosaic_tpu_decode.block_slots(block, slots, kv_heads))
+    visits = [batch, batch * blocks, batch]
+    return step, (q, cache, cache, lengths), {"decode_attention": visits}
 
 
 def splash(

@@ -7,9 +7,10 @@ and on results that the schedule did not foresee. libtpu writes its final schedu
 - a `pl.when` is a forward branch over its code.
 
 A kernel's bundles are then counted as they would be issued over its whole grid: code of a path
-(a predicated region of at least PATH bundles, with no such region inside it) as often as the
-caller says that path is taken, loops inside it multiplied; all other code at every grid step, as
-if no branch ever skipped it. The caller names the paths' counts in the order of the code.
+(a predicated region of at least PATH bundles that does more than copy, with no such region inside
+it) as often as the caller says that path is taken, loops inside it multiplied; all other code at
+every grid step, as if no branch ever skipped it. The caller gives the paths' counts in the order
+of the code.
 
 `bundles` compiles in a process of its own, since libtpu reads its flags once, at the start.
 """
@@ -32,6 +33,9 @@ _BUNDLE = re.compile(r"\s*(0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:")
 _REGION = re.compile(r"(?:Start region|Start/End empty region) (\d+)")
 _BRANCH = re.compile(r"sbr\.rel \(!?%\w+\) target = \$region(\d+)")
 _TRIPS = re.compile(r", (\d+) /\* loop exit test")
+_VECTOR = re.compile(r"= (v[a-z]+)")
+_LOADED = re.compile(r"%(v\w+) = vld")
+_STORED = re.compile(r"vst_source=\*/%(v\w+)")
 _ALLOCATION = re.compile(r"#allocation\d+ \[.*space=vmem, size = (0x[0-9a-f]+)")
 _COLUMNS = 11  # of the utilization file; the spill fills and stores are these two:
 _FILL, _SPILL = 7, 9
@@ -170,6 +174,8 @@ def count_bundles(text: str, visits: list[int]) -> tuple[int, int, list[int]]:
                 loops.append((target, at + 1, trips.pop()))
             elif target - at >= PATH:
                 skips.append((at + 1, target))
+    loaded = set(_LOADED.findall(text))
+    skips = [(a, z) for a, z in skips if not _copies([x for at, x in lines if a <= at < z], loaded)]
     paths = [
         (a, z)
         for a, z in skips
@@ -189,6 +195,13 @@ def count_bundles(text: str, visits: list[int]) -> tuple[int, int, list[int]]:
                 times *= count
         total += times
     return total, len(lines), [z - a for a, z in paths]
+
+
+def _copies(code: list[str], loaded: set[str]) -> bool:
+    """Whether code stores vectors just as they were loaded: an operand that XLA put in VMEM."""
+    operations = {name for line in code for name in _VECTOR.findall(line)}
+    stored = {name for line in code for name in _STORED.findall(line)}
+    return bool(stored) and operations <= {"vld", "vst"} and stored <= loaded
 
 
 def _main(topology: str, folder: str) -> None:

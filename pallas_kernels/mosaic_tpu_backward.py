@@ -35,7 +35,7 @@ def backward(call: Call, q, k, v, marks: Marks, lse, delta, d_out):
     lse = jnp.where(jnp.isfinite(lse), lse * LOG2_E, CLOSED)
 
     def grouped(x, value=0):
-        x = x.astype(jnp.float32).reshape(batch, kv_heads, group, queries)
+        x = x.astype(jnp.float32).reshape(batch, kv_heads, group, 1, queries)
         return tiles.pad_last(x, rows.front, rows.queries, value)
 
     operands = [
@@ -70,7 +70,7 @@ def _call(kernel, call, rows, band, marks, operands, extra, out_shape, pairs, *,
     queries = (1, 1, group, head_dim, band.queries)
     of_queries = pl.BlockSpec(queries, lambda b, h, *at: (b, h, 0, 0, query_at(b, *at)))
     figures = pl.BlockSpec(
-        (1, 1, group, band.queries), lambda b, h, *at: (b, h, 0, query_at(b, *at))
+        (1, 1, group, 1, band.queries), lambda b, h, *at: (b, h, 0, 0, query_at(b, *at))
     )
     of_keys = pl.BlockSpec((1, 1, band.keys, head_dim), lambda b, h, *at: (b, h, key_at(b, *at), 0))
     in_specs = [of_queries, of_queries, figures, figures, of_keys, of_keys]
@@ -132,7 +132,7 @@ def _slopes(products, d_products, lse, delta, seen, soft_cap):
 
 
 def _columns(ref, g, section):
-    return ref[0, 0, pl.ds(g, 1), pl.ds(section.column, PART)]
+    return ref[0, 0, g, :, pl.ds(section.column, PART)]
 
 
 def _dq_kernel(*refs, band: Band, rows: Rows, facts, call: Call):

@@ -37,7 +37,7 @@ def decode(
     """As `decode.decode_attention`; `block` is in slots, and its rows a multiple of 128."""
     batch, heads, head_dim = q.shape
     slots, kv_heads = k_cache.shape[1:3]
-    block = _block_slots(block, slots, kv_heads)
+    block = block_slots(block, slots, kv_heads)
     rows = block * kv_heads
     factor = tiles.query_factor(scale, soft_cap)
     filled = jnp.minimum(lengths, slots).astype(jnp.int32)
@@ -95,7 +95,7 @@ def decode(
     )(filled, *operands)
 
 
-def _block_slots(block: int | None, slots: int, kv_heads: int) -> int:
+def block_slots(block: int | None, slots: int, kv_heads: int) -> int:
     """Slots of a block: all, or as many as make a multiple of PART rows."""
     unit = PART // math.gcd(PART, kv_heads)
     if block is None:

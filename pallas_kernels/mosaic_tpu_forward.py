@@ -47,12 +47,13 @@ def forward(call: Call, q: Array, k: Array, v: Array, marks: Marks, sinks: Array
         operands += [facts.of_queries, facts.of_keys]
         in_specs += tpu_marks.specs(band, lambda b, i, *_: i, key_block)
     if sinks is not None:
-        operands.append(LOG2_E * sinks.astype(jnp.float32).reshape(kv_heads, group, 1))
-        in_specs.append(pl.BlockSpec((1, group, 1), lambda b, h, *_: (h, 0, 0)))
+        operands.append(LOG2_E * sinks.astype(jnp.float32).reshape(kv_heads, group, 1, 1))
+        in_specs.append(pl.BlockSpec((1, group, 1, 1), lambda b, h, *_: (h, 0, 0, 0)))
 
     out_shape = [
         tiles.out_like(q, (batch, kv_heads, group, head_dim, rows.queries), q.dtype),
-        tiles.out_like(q, (batch, kv_heads, group, rows.queries), jnp.float32),
+        # An axis of one before the last: a head is then picked by a leading axis.
+        tiles.out_like(q, (batch, kv_heads, group, 1, rows.queries), jnp.float32),
     ]
     pairs = batch * heads * tiles.visible_pairs(queries, keys, call.window)
     options = tiles.call_options("window_attention_forward", 2, pairs, operands, out_shape)
@@ -64,7 +65,7 @@ def forward(call: Call, q: Array, k: Array, v: Array, marks: Marks, sinks: Array
             in_specs=in_specs,
             out_specs=[
                 pl.BlockSpec((1, 1, group, head_dim, block_q), q_map),
-                pl.BlockSpec((1, 1, group, block_q), lambda b, h, i, s, *_: (b, h, 0, i)),
+                pl.BlockSpec((1, 1, group, 1, block_q), q_map),
             ],
             scratch_shapes=[
                 pltpu.VMEM((group, 1, block_q), jnp.float32),
@@ -171,9 +172,9 @@ def _kernel(*refs, band: Band, rows: Rows, facts: tpu_marks.Facts | None, soft_c
     @pl.when(step == band.steps - 1)
     def _():
         def head(g):
-            sink = sinks_ref[0][0, pl.ds(g, 1), :] if sinks_ref else None
+            sink = sinks_ref[0][0, g] if sinks_ref else None
             out, lse = running.result(g, sink)
             out_ref[0, 0, g] = out.astype(out_ref.dtype)
-            lse_ref[0, 0, pl.ds(g, 1), :] = lse
+            lse_ref[0, 0, g] = lse
 
         tiles.for_each_head(group, head)
