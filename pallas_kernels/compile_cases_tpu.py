@@ -7,7 +7,7 @@ backward. Blocks are (queries, keys) of a tile.
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import mosaic_tpu, mosaic_tpu_decode
+from pallas_kernels import mosaic_tpu, mosaic_tpu_backward, mosaic_tpu_decode
 from pallas_kernels.flash import Call
 from pallas_kernels.mosaic_tpu_marks import key_block, query_block
 from pallas_kernels.mosaic_tpu_tiles import Band, pad_rows, visible_pairs
@@ -82,9 +82,24 @@ def ours(
     def gradients(q, k, v, lse, delta, d_out, *tokens):
         return mosaic_tpu.KERNELS.backward(call, q, k, v, marks(*tokens), lse, delta, d_out)
 
-    of_keys = visits(Band.of_keys(blocks[::-1], window, length), False)
-    paths = {"window_attention_dq": of_queries, "window_attention_dkv": of_keys}
-    return gradients, (*qkv, figures, figures, qkv[0], *tokens), paths
+    by_keys = Band.of_keys(blocks[::-1], window, length)
+    of_keys = visits(by_keys, False)
+    inputs = (*qkv, figures, figures, qkv[0], *tokens)
+    if mosaic_tpu_backward.fuses(by_keys, heads // kv_heads, head_dim):
+        starts = batch * kv_heads * _ring_starts(by_keys, length)
+        leaves = batch * kv_heads * (length // by_keys.queries)
+        return gradients, inputs, {"window_attention_backward": [starts, *of_keys, leaves]}
+    return gradients, inputs, {"window_attention_dq": of_queries, "window_attention_dkv": of_keys}
+
+
+def _ring_starts(band: Band, length: int) -> int:
+    """How often a block of keys is the first that a block of queries meets."""
+    standing, blocks = band.keys // band.queries, length // band.queries
+    return sum(
+        key * standing + step < blocks and (key == 0 or step >= band.steps - standing)
+        for key in range(length // band.keys)
+        for step in range(band.steps)
+    )
 
 
 def decode(*, batch=64, slots=4096, heads=8, kv_heads=8, head_dim, block=None, dtype="bfloat16"):

@@ -88,6 +88,8 @@ def bundles(cases: list[Case], topology: str, timeout: float = 1200) -> list[dic
             "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} {flags}",
             "JAX_PLATFORMS": "cpu",
             "TPU_SKIP_MDS_QUERY": "1",
+            # Beside another process that compiles.
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
             "TPU_WORKER_HOSTNAMES": "localhost",
             "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
         }

@@ -1,13 +1,19 @@
-"""Backward pass on TPU: one kernel gathers dq over keys, one gathers dk and dv over queries.
+"""Backward pass on TPU: dk and dv are gathered over queries, dq along the way or over keys.
 
-Both make each tile's probabilities again from the log-sum-exp (see `flash`). The heads of a group
+Every tile's probabilities are made again from the log-sum-exp (see `flash`). The heads of a group
 share their tile of keys, and their parts of dk and dv are summed where they arise.
+
+Blocks of keys are taken in turn, and each is reached by a few blocks of queries: as many as the
+window spans. Their dq so far waits in a ring in VMEM, and a block of queries leaves it at the
+block of keys it stands on, the last that it sees. One pass over the tiles then makes all three,
+with five products a tile. Where the ring would be too large, a kernel of its own gathers dq: seven.
 """
 
 import functools
 import math
 
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -19,6 +25,7 @@ from pallas_kernels.window import Marks
 
 # A log-sum-exp so large that every probability is 0: of padding, and of queries without keys.
 CLOSED = 1e30
+RING_BYTES = 4 * 2**20  # of the 16 MiB that the smallest chip gives a kernel
 
 
 def backward(call: Call, q, k, v, marks: Marks, lse, delta, d_out):
@@ -47,45 +54,57 @@ def backward(call: Call, q, k, v, marks: Marks, lse, delta, d_out):
         tiles.pad_keys(v, rows),
     ]
     pairs = batch * heads * tiles.visible_pairs(queries, keys, call.window)
-    dq = _dq(call, rows, blocks_dq, marks, operands, pairs)
-    dk, dv = _dkv(call, rows, blocks_dkv, marks, operands, pairs, k.dtype)
+    by_keys = Band.of_keys(blocks_dkv, call.window, rows.keys)
+    if fuses(by_keys, group, head_dim):
+        dk, dv, dq = _fused(call, rows, by_keys, marks, operands, pairs)
+    else:
+        by_queries = Band.of_queries(blocks_dq, call.window, rows.keys)
+        (dq,) = _dq(call, rows, by_queries, marks, operands, pairs)
+        dk, dv = _dkv(call, rows, by_keys, marks, operands, pairs)
 
     dq = dq.reshape(batch, heads, head_dim, rows.queries).transpose(0, 3, 1, 2)
     dq = dq[:, rows.front : rows.front + queries]
     return dq, *(x.transpose(0, 3, 1, 2)[:, :keys] for x in (dk, dv))
 
 
-def _call(kernel, call, rows, band, marks, operands, extra, out_shape, pairs, *, by_queries, name):
-    """One kernel over a grid of batch, key heads, blocks of its own side and steps."""
+def fuses(band: Band, group: int, head_dim: int) -> bool:
+    """Whether one kernel gathers all three gradients."""
+    return 4 * band.steps * group * head_dim * band.queries <= RING_BYTES
+
+
+def _call(
+    kernel, call, rows, band, marks, operands, outputs, scratch, pairs, *, by_queries, carries, name
+):
+    """One kernel over a grid of batch, key heads, blocks of its own side and steps.
+
+    Args:
+        operands: as `backward` makes them; the keys may follow once more, turned.
+        outputs: shape and block specification of each.
+        carries: whether a block leaves something behind for the next.
+    """
     batch, kv_heads, group, head_dim, _ = operands[0].shape
     facts = tpu_marks.gather(marks, rows, band, by_queries)
     prefetch = () if facts is None else facts.prefetch
     if by_queries:
         query_at, key_at = (lambda b, own, *_: own), tpu_marks.key_block_of(band, rows, facts)
-        blocks, own_size = rows.queries // band.queries, band.queries
+        blocks = rows.queries // band.queries
     else:
         query_at, key_at = tpu_marks.query_block_of(band, rows, facts), (lambda b, own, *_: own)
-        blocks, own_size = rows.keys // band.keys, band.keys
+        blocks = rows.keys // band.keys
 
-    queries = (1, 1, group, head_dim, band.queries)
-    of_queries = pl.BlockSpec(queries, lambda b, h, *at: (b, h, 0, 0, query_at(b, *at)))
-    figures = pl.BlockSpec(
-        (1, 1, group, 1, band.queries), lambda b, h, *at: (b, h, 0, 0, query_at(b, *at))
-    )
+    def of_queries(height):
+        shape = (1, 1, group, height, band.queries)
+        return pl.BlockSpec(shape, lambda b, h, *at: (b, h, 0, 0, query_at(b, *at)))
+
     of_keys = pl.BlockSpec((1, 1, band.keys, head_dim), lambda b, h, *at: (b, h, key_at(b, *at), 0))
-    in_specs = [of_queries, of_queries, figures, figures, of_keys, of_keys]
-    if extra:
-        in_specs.append(
-            pl.BlockSpec((1, 1, head_dim, band.keys), lambda b, h, *at: (b, h, 0, key_at(b, *at)))
-        )
-    operands = [*operands, *extra]
+    turned = pl.BlockSpec((1, 1, head_dim, band.keys), lambda b, h, *at: (b, h, 0, key_at(b, *at)))
+    in_specs = [of_queries(head_dim)] * 2 + [of_queries(1)] * 2 + [of_keys] * 2 + [turned]
+    in_specs = in_specs[: len(operands)]
     if facts is not None:
         in_specs += tpu_marks.specs(band, query_at, key_at)
-        operands += [facts.of_queries, facts.of_keys]
-
-    own = (group, head_dim, own_size) if by_queries else (head_dim, own_size)
-    zeros = (0,) * (len(own) - 1)
-    out_specs = [pl.BlockSpec((1, 1, *own), lambda b, h, i, *_: (b, h, *zeros, i))] * len(out_shape)
+        operands = [*operands, facts.of_queries, facts.of_keys]
+    out_shape, out_specs = zip(*outputs, strict=True)
+    products = {1: 3, 2: 4, 3: 5}[len(outputs)]
     return pl.pallas_call(
         functools.partial(kernel, band=band, rows=rows, facts=facts, call=call),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -93,28 +112,57 @@ def _call(kernel, call, rows, band, marks, operands, extra, out_shape, pairs, *,
             grid=(batch, kv_heads, blocks, band.steps),
             in_specs=in_specs,
             out_specs=out_specs,
-            scratch_shapes=[pltpu.VMEM(own, jnp.float32)] * len(out_shape),
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
         ),
         interpret=call.interpret,
-        **tiles.call_options(name, 3 if by_queries else 4, pairs, operands, out_shape),
+        **tiles.call_options(name, products, pairs, operands, out_shape, carries),
     )(*prefetch, *operands)
 
 
-def _dq(call: Call, rows: Rows, blocks, marks, operands, pairs):
+def _dq(call: Call, rows: Rows, band: Band, marks, operands, pairs):
     q, k = operands[0], operands[4]
+    own = (*q.shape[2:4], band.queries)
+    spec = pl.BlockSpec((1, 1, *own), lambda b, h, i, *_: (b, h, 0, 0, i))
     return _call(
-        _dq_kernel, call, rows, Band.of_queries(blocks, call.window, rows.keys), marks, operands,
-        [k.swapaxes(2, 3)], [tiles.out_like(q, q.shape, q.dtype)], pairs,
-        by_queries=True, name="window_attention_dq",
-    )[0]  # fmt: skip
+        _dq_kernel, call, rows, band, marks, [*operands, k.swapaxes(2, 3)],
+        [(tiles.out_like(q, q.shape, q.dtype), spec)], [own], pairs,
+        by_queries=True, carries=False, name="window_attention_dq",
+    )  # fmt: skip
 
 
-def _dkv(call: Call, rows: Rows, blocks, marks, operands, pairs, dtype):
-    batch, kv_heads, keys, head_dim = operands[4].shape
-    shape = tiles.out_like(operands[0], (batch, kv_heads, head_dim, keys), dtype)
+def _of_keys(operands, band: Band):
+    """Output and accumulator of dk, or of dv."""
+    q, k = operands[0], operands[4]
+    batch, kv_heads, keys, head_dim = k.shape
+    own = (head_dim, band.keys)
+    spec = pl.BlockSpec((1, 1, *own), lambda b, h, j, *_: (b, h, 0, j))
+    return (tiles.out_like(q, (batch, kv_heads, head_dim, keys), k.dtype), spec), own
+
+
+def _dkv(call: Call, rows: Rows, band: Band, marks, operands, pairs):
+    output, own = _of_keys(operands, band)
     return _call(
-        _dkv_kernel, call, rows, Band.of_keys(blocks, call.window, rows.keys), marks, operands,
-        [], [shape, shape], pairs, by_queries=False, name="window_attention_dkv",
+        _dkv_kernel, call, rows, band, marks, operands, [output] * 2, [own] * 2, pairs,
+        by_queries=False, carries=False, name="window_attention_dkv",
+    )  # fmt: skip
+
+
+def _fused(call: Call, rows: Rows, band: Band, marks, operands, pairs):
+    q, k = operands[0], operands[4]
+    output, own = _of_keys(operands, band)
+    waiting = (*q.shape[2:4], band.queries)
+    last = rows.queries // band.queries - 1
+
+    def leaving(b, h, j, step, *_):
+        # The blocks of queries that stand on these keys, one a step, then the last of them.
+        step = jnp.minimum(step, band.keys // band.queries - 1)
+        return b, h, 0, 0, jnp.clip(tpu_marks.query_block(band, rows, j, step), 0, last)
+
+    dq = tiles.out_like(q, q.shape, q.dtype), pl.BlockSpec((1, 1, *waiting), leaving)
+    return _call(
+        _fused_kernel, call, rows, band, marks, [*operands, k.swapaxes(2, 3)],
+        [output, output, dq], [own, own, (band.steps, *waiting)], pairs,
+        by_queries=False, carries=True, name="window_attention_backward",
     )  # fmt: skip
 
 
@@ -196,7 +244,7 @@ def _dq_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
         out_ref[0, 0] = (call.scale * sum_ref[...]).astype(out_ref.dtype)
 
 
-def _dkv_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
+def _dkv_kernel(*refs, band: Band, rows: Rows, facts, call: Call, add_dq=None):
     facts_refs, refs = (None, refs) if facts is None else (refs[:3], refs[3:])
     q_ref, d_out_ref, lse_ref, delta_ref, k_ref, v_ref, *mark_refs = refs[:-4]
     dk_ref, dv_ref, dk_sum_ref, dv_sum_ref = refs[-4:]
@@ -246,6 +294,8 @@ def _dkv_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
                 here = (slice(None), pl.ds(row, PART))
                 dv_sum_ref[here] += tiles.matmul(d_out[:, columns], weights, (1, 1))
                 dk_sum_ref[here] += tiles.matmul(q[:, columns], slopes, (1, 1))
+                if add_dq is not None:
+                    add_dq(g, row, pl.ds(first, weights.shape[1]), slopes)
 
             tiles.pipeline(band.strips_of_keys(at), begin, finish)
 
@@ -259,3 +309,33 @@ def _dkv_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
         rest = call.scale / tiles.query_factor(call.scale, call.soft_cap)
         dk_ref[0, 0] = (rest * dk_sum_ref[...]).astype(dk_ref.dtype)
         dv_ref[0, 0] = dv_sum_ref[...].astype(dv_ref.dtype)
+
+
+def _fused_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
+    turned_at = 6 + (0 if facts is None else 3)
+    k_turned_ref = refs[turned_at]
+    front = refs[:turned_at] + refs[turned_at + 1 : -6]
+    dk_ref, dv_ref, dq_ref, dk_sum_ref, dv_sum_ref, ring_ref = refs[-6:]
+    j, step = pl.program_id(2), pl.program_id(3)
+    i = tpu_marks.query_block(band, rows, j, step)
+    there = (i >= 0) & (i < rows.queries // band.queries)
+    standing = band.keys // band.queries
+    slot = lax.rem(jnp.maximum(i, 0), band.steps)
+
+    # A block of keys is the first that the farthest of its queries see.
+    @pl.when(there & ((j == 0) | (step >= band.steps - standing)))
+    def _():
+        ring_ref[slot] = jnp.zeros(ring_ref.shape[1:])
+
+    def add_dq(g, row, columns, slopes):
+        part = tiles.matmul(k_turned_ref[0, 0, :, pl.ds(row, PART)], slopes)
+        ring_ref[slot, g, :, columns] += part
+
+    _dkv_kernel(
+        *front, dk_ref, dv_ref, dk_sum_ref, dv_sum_ref,
+        band=band, rows=rows, facts=facts, call=call, add_dq=add_dq,
+    )  # fmt: skip
+
+    @pl.when(there & (step < standing))
+    def _():
+        dq_ref[0, 0] = (call.scale * ring_ref[slot]).astype(dq_ref.dtype)

@@ -271,16 +271,23 @@ def pipeline(
     finish(*waiting)
 
 
-def call_options(name: str, products: int, pairs: int, operands, out_shape) -> dict[str, Any]:
+def call_options(
+    name: str, products: int, pairs: int, operands, out_shape, carries: bool = False
+) -> dict[str, Any]:
     """What every kernel's `pallas_call` is given, for `pairs` visible (query, key) pairs."""
     moved = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in (*operands, *out_shape))
     head_dim = operands[0].shape[3]
     return {
         "name": name,
         "out_shape": out_shape,
-        # Blocks of one row, head and block are independent; the steps of one add up.
+        # Rows and heads are independent, and so are blocks that carry nothing over; steps add up.
         "compiler_params": pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
+            dimension_semantics=(
+                "parallel",
+                "parallel",
+                "arbitrary" if carries else "parallel",
+                "arbitrary",
+            )
         ),
         "cost_estimate": pl.CostEstimate(
             flops=2 * products * pairs * head_dim, transcendentals=pairs, bytes_accessed=moved

@@ -139,7 +139,7 @@ print("compiled for", len(chips))
 def test_forward_and_backward_compile_inside_shard_map_on_256_chips():
     root = pathlib.Path(__file__).parents[2]
     settings = {
-        "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+        "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost",
         "PYTHONPATH": ".",
     }  # fmt: skip
     done = subprocess.run(
