@@ -200,10 +200,11 @@ def count_bundles(text: str, visits: list[int]) -> tuple[int, int, list[int]]:
 
 
 def _copies(code: list[str], loaded: set[str]) -> bool:
-    """Whether code stores vectors just as they were loaded: an operand that XLA put in VMEM."""
+    """Whether code stores vectors just as they were loaded, an operand that XLA put in VMEM, or
+    none at all: it starts copies."""
     operations = {name for line in code for name in _VECTOR.findall(line)}
     stored = {name for line in code for name in _STORED.findall(line)}
-    return bool(stored) and operations <= {"vld", "vst"} and stored <= loaded
+    return not stored or (operations <= {"vld", "vst"} and stored <= loaded)
 
 
 def _main(topology: str, folder: str) -> None:

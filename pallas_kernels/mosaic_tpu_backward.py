@@ -33,8 +33,8 @@ def backward(call: Call, q, k, v, marks: Marks, lse, delta, d_out):
     batch, queries, heads, head_dim = q.shape
     keys, kv_heads = k.shape[1:3]
     group = heads // kv_heads
-    blocks_dq = tuple(tiles.fit_block(size, keys) for size in call.blocks.dq)
-    blocks_dkv = tuple(tiles.fit_block(size, keys) for size in call.blocks.dkv)
+    blocks_dq = tiles.fit_blocks(call.blocks.dq, keys, q, kv_heads)
+    blocks_dkv = tiles.fit_blocks(call.blocks.dkv, keys, q, kv_heads)
     rows = tiles.pad_rows(queries, keys, math.lcm(*blocks_dq, *blocks_dkv))
 
     factor = tiles.query_factor(call.scale, call.soft_cap)

@@ -20,7 +20,7 @@ def forward(call: Call, q: Array, k: Array, v: Array, marks: Marks, sinks: Array
     batch, queries, heads, head_dim = q.shape
     keys, kv_heads = k.shape[1:3]
     group = heads // kv_heads
-    block_q, block_k = (tiles.fit_block(size, keys) for size in call.blocks.forward)
+    block_q, block_k = tiles.fit_blocks(call.blocks.forward, keys, q, kv_heads)
     rows = tiles.pad_rows(queries, keys, block_q)
     band = Band.of_queries((block_q, block_k), call.window, rows.keys)
     factor = tiles.query_factor(call.scale, call.soft_cap)

@@ -27,6 +27,7 @@ PART = 128
 # Below any logit, above HIDDEN: exp2(HIDDEN - FLOOR) is 0 where a row has seen no key.
 FLOOR = -1e30
 HIDDEN = -2e30
+QUERY_BYTES = 9 * 2**20  # of the 16 MiB that the smallest chip gives a kernel
 LOG2_E = math.log2(math.e)
 
 
@@ -55,11 +56,21 @@ def pad_rows(queries: int, keys: int, unit: int) -> Rows:
     return Rows(front=front, queries=padded, keys=offset + padded, offset=offset)
 
 
-def fit_block(block: int, positions: int) -> int:
-    """`block`, halved while a smaller one still holds the whole row."""
-    while block % (2 * PART) == 0 and block // 2 >= positions:
-        block //= 2
-    return block
+def fit_blocks(blocks: tuple[int, int], positions: int, q: Array, kv_heads: int) -> tuple[int, int]:
+    """`blocks` (queries, keys), halved where the row or VMEM has no use for so much.
+
+    A block of queries holds all heads of a group, at times sixteen bytes for each bf16 number:
+    q, d_out and an output, each twice, and a sum in float32.
+    """
+    queries, keys = blocks
+    _, _, heads, head_dim = q.shape
+    row = 8 * q.dtype.itemsize * heads // kv_heads * head_dim
+    while queries % (2 * PART) == 0 and (queries // 2 >= positions or queries * row > QUERY_BYTES):
+        # One stays a multiple of the other, whichever is larger.
+        keys, queries = keys // 2 if keys == queries else keys, queries // 2
+    while keys % (2 * PART) == 0 and keys // 2 >= positions:
+        keys //= 2
+    return queries, keys
 
 
 @dataclasses.dataclass(frozen=True)

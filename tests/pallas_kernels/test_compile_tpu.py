@@ -139,7 +139,8 @@ print("compiled for", len(chips))
 def test_forward_and_backward_compile_inside_shard_map_on_256_chips():
     root = pathlib.Path(__file__).parents[2]
     settings = {
-        "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+        "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "PYTHONPATH": ".",
     }  # fmt: skip
     done = subprocess.run(
@@ -170,7 +171,10 @@ SCHEDULE = """
 
 def test_bundles_are_counted_as_they_are_issued_over_the_grid():
     def filler(first, stop):
-        return "\n".join(f"  {hex(at)}   : > {{ nop }}" for at in range(first, stop))
+        return "\n".join(
+            f"  {hex(at)}   : > {{ 1 = vst [vmem] /*vst_source=*/%v1_v1 }}"
+            for at in range(first, stop)
+        )
 
     text = SCHEDULE.replace("{first}", filler(3, 0x10)).replace("{second}", filler(0x13, 0x22))
     total, static, paths = count_bundles(text, [2, 4])

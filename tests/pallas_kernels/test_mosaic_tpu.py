@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.mosaic_tpu_tiles import PART, Band, pad_rows, visible_pairs
+from pallas_kernels import mosaic_tpu_backward
+from pallas_kernels.mosaic_tpu_tiles import PART, Band, fit_blocks, pad_rows, visible_pairs
 from pallas_kernels.tuning import BlockSizes
 from pallas_kernels.window import NO_MARKS, Marks, attention_mask, key_range
 from tests.pallas_kernels.attention_cases import make_case
@@ -228,6 +229,41 @@ def test_bfloat16_error_is_at_most_twice_that_of_plain_bfloat16_attention(window
         assert np.abs(mine - wanted).max() <= 2 * np.abs(other - wanted).max()
 
 
+@pytest.fixture
+def separate_kernels(monkeypatch):
+    """dq in a kernel of its own, as where the ring would be too large."""
+    monkeypatch.setattr(mosaic_tpu_backward, "RING_BYTES", 0)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "window", "marked"),
+    [(ROW, ROW, 130, False), slow(200, 460, 150, True), slow(ROW, ROW, None, True)],
+)
+def test_gradients_match_where_dq_has_a_kernel_of_its_own(
+    separate_kernels, queries, keys, window, marked
+):
+    case = make_case(queries=queries, keys=keys, batch=1, heads=4, kv_heads=2, head_dim=64)
+    marks = NO_MARKS
+    if marked:
+        ids = segment_rows([(1, keys // 2), (2, keys // 3), (0, keys - keys // 2 - keys // 3)])
+        marks = same_marks(ids, gapped_positions(ids), queries)
+    assert_matches_oracle(case, window=window, marks=marks, blocks=UNEVEN, soft_cap=3.0)
+
+
+def test_one_kernel_gathers_all_gradients_where_the_ring_fits():
+    band = Band.of_keys((512, 512), 1024, 8192)
+    assert mosaic_tpu_backward.fuses(band, group=1, head_dim=128)
+    assert not mosaic_tpu_backward.fuses(band, group=8, head_dim=128)
+
+
+@pytest.mark.slow
+def test_two_cores_race_nowhere_where_dq_has_a_kernel_of_its_own(separate_kernels):
+    test_two_cores_race_nowhere_forward_or_backward(False)
+
+
 @pytest.mark.parametrize("marked", [False, slow(True)])
 def test_two_cores_race_nowhere_forward_or_backward(marked):
     """The detector knows a parallel axis that accumulates, and a copy nobody waited for."""
@@ -363,6 +399,16 @@ def test_rows_are_padded_onto_blocks_and_pairs_counted(queries, keys):
     for window in (1, 3, 7, 500, None):
         wanted = int(attention_mask(queries, keys, window).sum())
         assert visible_pairs(queries, keys, window) == wanted
+
+
+def test_blocks_shrink_to_short_rows_and_to_large_groups():
+    one, many = jnp.zeros((1, 1, 1, 64), jnp.bfloat16), jnp.zeros((1, 1, 64, 128), jnp.bfloat16)
+    assert fit_blocks((512, 512), 8192, one, 1) == (512, 512)
+    assert fit_blocks((512, 256), 300, one, 1) == (512, 256)
+    assert fit_blocks((512, 512), 200, one, 1) == (256, 256)
+    assert fit_blocks((128, 512), 100, one, 1) == (128, 128)
+    assert fit_blocks((512, 512), 8192, many, 8) == (512, 512)
+    assert fit_blocks((512, 256), 8192, many, 2) == (128, 128)
 
 
 def test_block_sizes_that_do_not_align_are_an_error():
