@@ -55,11 +55,11 @@ def _path_visits(
 
 def ours(
     *, batch=16, length=8192, heads=8, kv_heads=8, head_dim, window, blocks, backward,
-    dtype="bfloat16", marked=False, soft_cap=None,
+    dtype="bfloat16", marked=False, soft_cap=None, strip=128,
 ):  # fmt: skip
     """Our forward pass, or our two backward kernels."""
     blocks = tuple(blocks)
-    sizes = BlockSizes(blocks, blocks, blocks[::-1])
+    sizes = BlockSizes(blocks, blocks, blocks[::-1], strip)
     call = Call(window, head_dim**-0.5, soft_cap, sizes)
     qkv = _arrays(batch, length, heads, kv_heads, head_dim, dtype)
     tokens = [jax.ShapeDtypeStruct((batch, length), jnp.int32)] * (2 if marked else 0)

@@ -233,7 +233,7 @@ def _dq_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
                 out = tiles.matmul(turned[:, first : first + slopes.shape[0]], slopes)
                 sum_ref[here] = out if fresh else sum_ref[here] + out
 
-            tiles.pipeline(band.strips_of_queries(at), begin, finish)
+            tiles.pipeline(band.strips_of_queries(at), PART, begin, finish)
 
         tiles.for_each_head(sum_ref.shape[0], head)
 
@@ -297,7 +297,7 @@ def _dkv_kernel(*refs, band: Band, rows: Rows, facts, call: Call, add_dq=None):
                 if add_dq is not None:
                     add_dq(g, row, pl.ds(first, weights.shape[1]), slopes)
 
-            tiles.pipeline(band.strips_of_keys(at), begin, finish)
+            tiles.pipeline(band.strips_of_keys(at), PART, begin, finish)
 
         tiles.for_each_head(q_ref.shape[2], head)
 

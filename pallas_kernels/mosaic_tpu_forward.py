@@ -58,7 +58,7 @@ def forward(call: Call, q: Array, k: Array, v: Array, marks: Marks, sinks: Array
     pairs = batch * heads * tiles.visible_pairs(queries, keys, call.window)
     options = tiles.call_options("window_attention_forward", 2, pairs, operands, out_shape)
     out, lse = pl.pallas_call(
-        functools.partial(_kernel, band=band, rows=rows, facts=facts, soft_cap=call.soft_cap),
+        functools.partial(_kernel, band=band, rows=rows, facts=facts, call=call),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetch),
             grid=(batch, kv_heads, rows.queries // block_q, band.steps),
@@ -123,7 +123,7 @@ class _Running(NamedTuple):
         return summed * (1 / total), jnp.where(some, (top + jnp.log2(total)) / LOG2_E, -jnp.inf)
 
 
-def _kernel(*refs, band: Band, rows: Rows, facts: tpu_marks.Facts | None, soft_cap: float | None):
+def _kernel(*refs, band: Band, rows: Rows, facts: tpu_marks.Facts | None, call: Call):
     refs = list(refs)
     facts_refs = None if facts is None else [refs.pop(0) for _ in range(3)]
     q_ref, k_ref, v_ref = (refs.pop(0) for _ in range(3))
@@ -132,6 +132,7 @@ def _kernel(*refs, band: Band, rows: Rows, facts: tpu_marks.Facts | None, soft_c
     running = _Running(*refs[-3:])
     b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     group = q_ref.shape[2]
+    width = PART if band.queries % call.blocks.strip else call.blocks.strip
 
     if facts is None:
         # Every query sees the key it stands on, so step 0 leaves nothing to start from.
@@ -141,7 +142,7 @@ def _kernel(*refs, band: Band, rows: Rows, facts: tpu_marks.Facts | None, soft_c
         pl.when(step == 0)(lambda: running.clear(...))
 
     def scores(keys, q, section, at):
-        logits = tiles.cap(tiles.matmul(keys[section.row : section.row + PART], q), soft_cap)
+        logits = tiles.cap(tiles.matmul(keys[section.row : section.row + PART], q), call.soft_cap)
         seen = tpu_marks.seen(mark_refs, facts, band, step, section, at)
         return logits if seen is None else jnp.where(seen, logits, HIDDEN)
 
@@ -151,11 +152,11 @@ def _kernel(*refs, band: Band, rows: Rows, facts: tpu_marks.Facts | None, soft_c
 
         def head(g):
             def begin(column, sections):
-                q = q_ref[0, 0, g, :, pl.ds(column, PART)]
+                q = q_ref[0, 0, g, :, pl.ds(column, width)]
                 return [(x.row, scores(keys, q, x, at)) for x in sections]
 
             def finish(column, parts):
-                here = (g, slice(None), pl.ds(column, PART))
+                here = (g, slice(None), pl.ds(column, width))
                 if parts:
                     first, stop = parts[0][0], parts[-1][0] + PART
                     logits = [part for _, part in parts]
@@ -163,7 +164,7 @@ def _kernel(*refs, band: Band, rows: Rows, facts: tpu_marks.Facts | None, soft_c
                 elif fresh:
                     running.clear(here)
 
-            tiles.pipeline(band.strips_of_queries(at), begin, finish)
+            tiles.pipeline(band.strips_of_queries(at, width), width, begin, finish)
 
         tiles.for_each_head(group, head)
 

@@ -184,10 +184,10 @@ def seen(refs, facts: Facts | None, band: Band, step, section: Section, at: int 
     if at is not None:
         return section_mask(section, band.window)
     of_queries, of_keys = refs
-    queries = of_queries[0, :, pl.ds(section.column, PART)]
+    queries = of_queries[0, :, pl.ds(section.column, section.width)]
     keys = of_keys[0, pl.ds(section.row, PART), :]
     distance = band.distance(step) + section.distance
-    found = visible(section_distances() + distance, 0, band.window)
+    found = visible(section_distances(section) + distance, 0, band.window)
     found &= same_segment(queries[0:1], keys[:, 0:1])
     if facts.has_positions:
         found &= visible(queries[1:2], keys[:, 1:2], band.window)

@@ -75,10 +75,11 @@ def fit_blocks(blocks: tuple[int, int], positions: int, q: Array, kv_heads: int)
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """PART keys of a tile beside PART of its queries.
+    """PART keys of a tile beside some of its queries.
 
     Attributes:
         row, column: first key and first query within the tile.
+        width: queries.
         distance: position of the first query minus that of the first key; where the step is not
             known, the step's distance comes on top.
         causal, windowed: which sides of the window cut the section.
@@ -86,6 +87,7 @@ class Section:
 
     row: int
     column: int
+    width: int
     distance: int
     causal: bool = False
     windowed: bool = False
@@ -143,27 +145,27 @@ class Band:
     def edges(self) -> list[int]:
         return [step for step in range(self.steps) if not self.whole(step)]
 
-    def strips_of_queries(self, step: int | None) -> list[list[Section]]:
-        """What each PART queries of the tile see: all of it where the step is None, not known."""
-        rows, columns = range(0, self.keys, PART), range(0, self.queries, PART)
-        return [self._seen([(row, column) for row in rows], step) for column in columns]
+    def strips_of_queries(self, step: int | None, width: int = PART) -> list[list[Section]]:
+        """What each `width` queries of the tile see: all where the step is None, not known."""
+        rows, columns = range(0, self.keys, PART), range(0, self.queries, width)
+        return [self._seen([(row, column) for row in rows], step, width) for column in columns]
 
     def strips_of_keys(self, step: int | None) -> list[list[Section]]:
         """The same of each PART keys: what sees them."""
         rows, columns = range(0, self.keys, PART), range(0, self.queries, PART)
-        return [self._seen([(row, column) for column in columns], step) for row in rows]
+        return [self._seen([(row, column) for column in columns], step, PART) for row in rows]
 
-    def _seen(self, corners: list[tuple[int, int]], step: int | None) -> list[Section]:
+    def _seen(self, corners: list[tuple[int, int]], step: int | None, width: int) -> list[Section]:
         if step is None:
-            return [Section(row, column, column - row) for row, column in corners]
+            return [Section(row, column, width, column - row) for row, column in corners]
         found = []
         for row, column in corners:
             distance = self.distance(step) + column - row
-            least, most = distance - (PART - 1), distance + PART - 1
+            least, most = distance - (PART - 1), distance + width - 1
             if most < 0 or (self.window is not None and least >= self.window):
                 continue
             windowed = self.window is not None and most >= self.window
-            found.append(Section(row, column, distance, least < 0, windowed))
+            found.append(Section(row, column, width, distance, least < 0, windowed))
         return found
 
 
@@ -196,9 +198,9 @@ def for_each_path(
         pl.when(live & ~plain)(lambda: tile(None))
 
 
-def section_distances() -> Array:
-    """Query's place minus key's within a section."""
-    shape = (PART, PART)
+def section_distances(section: Section) -> Array:
+    """Query's place minus key's, were the section's first of each at one position."""
+    shape = (PART, section.width)
     return lax.broadcasted_iota(jnp.int32, shape, 1) - lax.broadcasted_iota(jnp.int32, shape, 0)
 
 
@@ -206,7 +208,7 @@ def section_mask(section: Section, window: int | None) -> Array | None:
     """Which (key, query) pairs of a section are visible; None where all are."""
     if not (section.causal or section.windowed):
         return None
-    ahead = section_distances()
+    ahead = section_distances(section)
     seen = None
     if section.causal:
         seen = ahead >= -section.distance
@@ -264,10 +266,11 @@ def for_each_head(group: int, head: Callable[[Array | int], None]) -> None:
 
 def pipeline(
     strips: list[list[Section]],
+    width: int,
     begin: Callable[[int, list[Section]], Any],
     finish: Callable[[int, Any], None],
 ) -> None:
-    """Works through a tile's strips, beginning each before the one ahead is finished.
+    """Works through a tile's strips of `width`, beginning each before the one ahead is finished.
 
     So one strip's products are under way in the matrix unit while the vector unit works on
     another's softmax. The longest strip goes first: nothing runs beside the end of the last.
@@ -275,7 +278,7 @@ def pipeline(
     order = sorted(range(len(strips)), key=lambda n: -len(strips[n]))
     waiting = None
     for n in order:
-        begun = n * PART, begin(n * PART, strips[n])
+        begun = n * width, begin(n * width, strips[n])
         if waiting is not None:
             finish(*waiting)
         waiting = begun

@@ -16,7 +16,7 @@ from tests.tolerances import TOLERANCES
 
 BLOCK = 128  # the smallest the kernels take
 SMALL = BlockSizes((BLOCK, BLOCK), (BLOCK, BLOCK), (BLOCK, BLOCK))
-UNEVEN = BlockSizes((2 * BLOCK, BLOCK), (2 * BLOCK, BLOCK), (BLOCK, 2 * BLOCK))
+UNEVEN = BlockSizes((2 * BLOCK, BLOCK), (2 * BLOCK, BLOCK), (BLOCK, 2 * BLOCK), strip=2 * BLOCK)
 EXACT = TOLERANCES["float32"]
 
 

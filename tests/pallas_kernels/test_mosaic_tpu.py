@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import mosaic_tpu_backward
 from pallas_kernels.mosaic_tpu_tiles import PART, Band, fit_blocks, pad_rows, visible_pairs
-from pallas_kernels.tuning import BlockSizes
+from pallas_kernels.tuning import TPU, BlockSizes, block_sizes
 from pallas_kernels.window import NO_MARKS, Marks, attention_mask, key_range
 from tests.pallas_kernels.attention_cases import make_case
 from tests.pallas_kernels.mosaic_tpu_cases import (
@@ -352,8 +352,8 @@ def test_rows_and_heads_shard_over_devices():
     assert "sharded over 4" in done.stdout
 
 
-def dense(band: Band, rows, window, own, step, by_queries):
-    """The mask of one visited tile, keys by queries, from the definition."""
+def dense(band: Band, window, step):
+    """The mask of a step's tile, keys by queries, from the definition."""
     distance = band.distance(step)
     places = distance + np.arange(band.queries)[None] - np.arange(band.keys)[:, None]
     return (places >= 0) & (places < (window or 10**9))
@@ -367,25 +367,27 @@ def test_tiles_cover_what_the_window_shows_and_mask_only_edges(blocks):
         ):  # fmt: skip
             assert {band.stride} == {min(blocks)}
             for step in range(band.steps):
-                mask = dense(band, None, window, 0, step, True)
+                mask = dense(band, window, step)
                 covered = np.zeros_like(mask)
-                for n, parts in enumerate(band.strips_of_queries(step)):
-                    column = n * PART
-                    rows = [part.row for part in parts]
-                    assert rows == list(range(rows[0], rows[-1] + PART, PART)) if rows else True
-                    for part in parts:
-                        here = np.s_[part.row : part.row + PART, column : column + PART]
-                        covered[here] = True
-                        assert mask[here].any()
-                        assert mask[here].all() != (part.causal or part.windowed)
-                assert covered[mask].all()
+                for width in (PART, band.queries):
+                    covered[...] = False
+                    for n, parts in enumerate(band.strips_of_queries(step, width)):
+                        rows = [part.row for part in parts]
+                        assert not rows or rows == list(range(rows[0], rows[-1] + PART, PART))
+                        for part in parts:
+                            columns = slice(n * width, (n + 1) * width)
+                            here = np.s_[part.row : part.row + PART, columns]
+                            covered[here] = True
+                            assert mask[here].any()
+                            assert mask[here].all() != (part.causal or part.windowed)
+                    assert covered[mask].all()
                 both = band.strips_of_queries(step), band.strips_of_keys(step)
                 assert len({frozenset(itertools.chain(*strips)) for strips in both}) == 1
                 assert band.whole(step) == mask.all()
             first, stop = band.inner()
             assert sorted([*range(first, stop), *band.edges()]) == list(range(band.steps))
             if window is not None:
-                past = dense(band, None, window, 0, band.steps, True)
+                past = dense(band, window, band.steps)
                 assert not past.any() or band.steps * band.stride >= 1536
 
 
@@ -409,6 +411,21 @@ def test_blocks_shrink_to_short_rows_and_to_large_groups():
     assert fit_blocks((128, 512), 100, one, 1) == (128, 128)
     assert fit_blocks((512, 512), 8192, many, 8) == (512, 512)
     assert fit_blocks((512, 256), 8192, many, 2) == (128, 128)
+
+
+def test_every_choice_of_block_sizes_aligns():
+    chosen = [block_sizes(*key) for key in TPU]
+    chosen += [
+        block_sizes(kind, head_dim, window)
+        for kind in ("TPU v5 lite", "TPU7x")
+        for head_dim in (64, 256)
+        for window in (1, 300, 5000, None)
+    ]
+    for sizes in chosen:
+        Band.of_queries(sizes.forward, 100, 8192)
+        Band.of_queries(sizes.dq, 100, 8192)
+        Band.of_keys(sizes.dkv, 100, 8192)
+        assert sizes.forward[0] % sizes.strip == 0
 
 
 def test_block_sizes_that_do_not_align_are_an_error():
