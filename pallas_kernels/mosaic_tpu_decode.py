@@ -3,8 +3,8 @@
 The cache is read as it lies: rows of (slot, key head), all heads of a block in one product with
 all query heads. A query's logits with other heads' keys are masked; the matrix unit has the room,
 since it takes a block's rows once whatever the number of queries. Only blocks with filled slots
-are loaded. Where the number of key heads is a multiple of 8, [B, W, K, H] and [B, W * K, H] lie
-alike in memory; else XLA copies the cache, so keep it in the second form.
+are loaded. At a head size of 128, [B, W, K, H] and [B, W * K, H] lie alike in memory; at 64 XLA
+packs the cache otherwise and copies it first, unless it is kept in the second form.
 """
 
 import functools
