@@ -9,8 +9,46 @@ class BlockSizes:
 
     Attributes:
         forward, dq, dkv: (queries, keys) of a tile.
+        strip: queries of a tile that the TPU's forward pass works on at a time: as many as its
+            matrix unit is wide.
     """
 
     forward: tuple[int, int]
     dq: tuple[int, int]
     dkv: tuple[int, int]
+    strip: int = 128
+
+
+def _square(size: int, strip: int = 128) -> BlockSizes:
+    return BlockSizes((size, size), (size, size), (size, size), strip)
+
+
+_LONG = dataclasses.replace(_square(512), forward=(1024, 512))
+
+# Chosen by bundles over the whole grid (`compile_report_tpu`), bfloat16, 8,192 tokens: by device
+# kind (v5e, v5p and v6e in turn), head size and window.
+TPU: dict[tuple[str, int, int], BlockSizes] = {
+    (kind, head_dim, window): sizes
+    for kind, by_window in {
+        "TPU v5 lite": {256: _square(256), 1024: _square(512), 4096: _LONG},
+        "TPU v5": {256: _square(256), 1024: _square(512), 4096: _LONG},
+        "TPU v6 lite": {
+            256: _square(256, 256),
+            1024: _square(512, 256),
+            4096: _square(512, 256),
+        },
+    }.items()
+    for window, sizes in by_window.items()
+    for head_dim in (64, 128)
+}
+
+
+def block_sizes(device_kind: str, head_dim: int, window: int | None) -> BlockSizes:
+    """Blocks for a TPU of `device_kind`, as `jax.Device.device_kind` names it."""
+    if window is not None and (device_kind, head_dim, window) in TPU:
+        return TPU[device_kind, head_dim, window]
+    # Wider tiles than the window is wide are mostly outside it; above 512 nothing is gained.
+    narrow = window is not None and window < 512
+    # From v6e on the matrix unit is 256 wide.
+    strip = 128 if "v5" in device_kind else 256
+    return _square(256 if narrow or head_dim > 128 else 512, strip)

@@ -1,0 +1,94 @@
+"""The TPU kernels' arithmetic: which tiles are visited, what is masked, which blocks are taken."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import mosaic_tpu_backward
+from pallas_kernels.mosaic_tpu_tiles import PART, Band, fit_blocks, pad_rows, visible_pairs
+from pallas_kernels.tuning import TPU, block_sizes
+from pallas_kernels.window import attention_mask
+
+
+def dense(band: Band, window, step):
+    """The mask of a step's tile, keys by queries, from the definition."""
+    distance = band.distance(step)
+    places = distance + np.arange(band.queries)[None] - np.arange(band.keys)[:, None]
+    return (places >= 0) & (places < (window or 10**9))
+
+
+@pytest.mark.parametrize("blocks", [(128, 128), (256, 128), (512, 128), (384, 384)])
+def test_tiles_cover_what_the_window_shows_and_mask_only_edges(blocks):
+    for window in (1, 2, 127, 128, 129, 255, 256, 257, 300, 1000, None):
+        for band in (
+            Band.of_queries(blocks, window, 1536), Band.of_keys(blocks[::-1], window, 1536),
+        ):  # fmt: skip
+            assert {band.stride} == {min(blocks)}
+            for step in range(band.steps):
+                mask = dense(band, window, step)
+                covered = np.zeros_like(mask)
+                for width in (PART, band.queries):
+                    covered[...] = False
+                    for n, parts in enumerate(band.strips_of_queries(step, width)):
+                        rows = [part.row for part in parts]
+                        assert not rows or rows == list(range(rows[0], rows[-1] + PART, PART))
+                        for part in parts:
+                            columns = slice(n * width, (n + 1) * width)
+                            here = np.s_[part.row : part.row + PART, columns]
+                            covered[here] = True
+                            assert mask[here].any()
+                            assert mask[here].all() != (part.causal or part.windowed)
+                    assert covered[mask].all()
+                both = band.strips_of_queries(step), band.strips_of_keys(step)
+                assert len({frozenset(itertools.chain(*strips)) for strips in both}) == 1
+                assert band.whole(step) == mask.all()
+            first, stop = band.inner()
+            assert sorted([*range(first, stop), *band.edges()]) == list(range(band.steps))
+            if window is not None:
+                past = dense(band, window, band.steps)
+                assert not past.any() or band.steps * band.stride >= 1536
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(7, 7), (3, 11), (5, 600), (600, 601)])
+def test_rows_are_padded_onto_blocks_and_pairs_counted(queries, keys):
+    for unit in (4, 8):
+        rows = pad_rows(queries, keys, unit)
+        assert rows.offset % unit == rows.queries % unit == rows.keys % unit == 0
+        assert rows.offset + rows.front == keys - queries and rows.offset >= 0
+        assert rows.queries >= rows.front + queries and rows.keys >= keys
+    for window in (1, 3, 7, 500, None):
+        wanted = int(attention_mask(queries, keys, window).sum())
+        assert visible_pairs(queries, keys, window) == wanted
+
+
+def test_blocks_shrink_to_short_rows_and_to_large_groups():
+    one, many = jnp.zeros((1, 1, 1, 64), jnp.bfloat16), jnp.zeros((1, 1, 64, 128), jnp.bfloat16)
+    assert fit_blocks((512, 512), 8192, one, 1) == (512, 512)
+    assert fit_blocks((512, 256), 300, one, 1) == (512, 256)
+    assert fit_blocks((512, 512), 200, one, 1) == (256, 256)
+    assert fit_blocks((128, 512), 100, one, 1) == (128, 128)
+    assert fit_blocks((512, 512), 8192, many, 8) == (512, 512)
+    assert fit_blocks((512, 256), 8192, many, 2) == (128, 128)
+
+
+def test_every_choice_of_block_sizes_aligns():
+    chosen = [block_sizes(*key) for key in TPU]
+    chosen += [
+        block_sizes(kind, head_dim, window)
+        for kind in ("TPU v5 lite", "TPU7x")
+        for head_dim in (64, 256)
+        for window in (1, 300, 5000, None)
+    ]
+    for sizes in chosen:
+        Band.of_queries(sizes.forward, 100, 8192)
+        Band.of_queries(sizes.dq, 100, 8192)
+        Band.of_keys(sizes.dkv, 100, 8192)
+        assert sizes.forward[0] % sizes.strip == 0
+
+
+def test_one_kernel_gathers_all_gradients_where_the_ring_fits():
+    band = Band.of_keys((512, 512), 1024, 8192)
+    assert mosaic_tpu_backward.fuses(band, group=1, head_dim=128)
+    assert not mosaic_tpu_backward.fuses(band, group=8, head_dim=128)
