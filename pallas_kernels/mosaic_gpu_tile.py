@@ -1,0 +1,179 @@
+"""What the Mosaic GPU kernels share: shared-memory tiles, products, masks, the softmax step.
+
+A *warpgroup* is Pallas's thread: 128 lanes that issue one `wgmma` together. Every product has
+two forms. On the GPU the probabilities stay in registers; with `in_smem` they go through shared
+memory and sums are kept outside of the accumulator, which is slower but all the interpreter
+knows (it has neither `wgmma` on registers nor `run_state`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from pallas_kernels.flash import Call
+from pallas_kernels.window import Marks, same_segment, visible
+
+LOG2E = math.log2(math.e)
+LN2 = math.log(2.0)
+# Finite, so that a row whose keys are all masked so far gives no inf - inf.
+NO_MAXIMUM = -1e30
+# Rows of one wgmma: each compute warpgroup holds a multiple of these.
+ROWS = 64
+COMPUTE_WARPGROUPS = 2
+# 2 * 128 * 232 + 128 * 40 registers are what one Hopper core has, to within 1,024.
+COMPUTE_REGISTERS, MEMORY_REGISTERS = 232, 40
+PARAMS = plgpu.CompilerParams(approx_math=True)
+
+BY_ROW = plgpu.Layout.WGMMA.reduce(1)
+BY_COLUMN = plgpu.Layout.WGMMA.reduce(0)
+
+
+def smem_tiles(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Tiles in the form that TMA writes and wgmma reads: 8 rows of 128 swizzled bytes."""
+    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    return plgpu.SMEM(shape, dtype, transforms=transforms)
+
+
+def zeros(shape: tuple[int, int]) -> Array:
+    return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)
+
+
+def along_rows(x: Array, shape: tuple[int, int]) -> Array:
+    return lax.broadcast_in_dim(x, shape, [0])
+
+
+def along_columns(x: Array, shape: tuple[int, int]) -> Array:
+    return lax.broadcast_in_dim(x, shape, [1])
+
+
+def product(a: Any, b: Any, issued: Callable[[], None] | None = None) -> Array:
+    """a @ b of two shared-memory tiles, in float32; complete on return.
+
+    Args:
+        issued: called between the issue of the product and the wait for it.
+    """
+
+    def multiply(total):
+        plgpu.wgmma(total, a, b)
+        if issued is not None:
+            issued()
+        return total[...]  # waits for all outstanding wgmma
+
+    return pl.run_scoped(multiply, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+
+
+def add_product(total: Array, a: Array, b: Any, in_smem: Any | None) -> Array:
+    """total + a @ b for `a` in registers, or through the buffer `in_smem`; complete on return."""
+    if in_smem is not None:
+        in_smem[...] = a
+        plgpu.commit_smem()  # wgmma reads through the async proxy, which must see the store
+        return total + product(in_smem, b)
+    # run_state returns only when all outstanding wgmma are complete.
+    return pl.run_state(lambda sum_: plgpu.wgmma(sum_, a, b))(plgpu.ACC.init(total))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sight:
+    """Which queries of a tile see which keys.
+
+    Attributes:
+        offset: position of query 0, S - T.
+        marks: references to the padded marks in global memory.
+        q_axis: the axis of the tile along which queries lie.
+    """
+
+    call: Call
+    offset: int
+    batch: Array
+    marks: Marks
+    q_axis: int = 0
+
+    def mask(self, first_q: Array, first_k: Array, shape: tuple[int, int]) -> Array:
+        def places(axis: int, first: Array) -> Array:
+            iota = plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
+            return iota + first
+
+        window, k_axis = self.call.window, 1 - self.q_axis
+        mask = visible(places(self.q_axis, first_q + self.offset), places(k_axis, first_k), window)
+        pairs = (
+            (self.marks.q_segments, self.marks.k_segments, same_segment),
+            (self.marks.q_positions, self.marks.k_positions, lambda q, k: visible(q, k, window)),
+        )
+        for q_ref, k_ref, sees in pairs:
+            if q_ref is not None:
+                q = self._spread(q_ref, first_q, shape, self.q_axis)
+                mask = mask & sees(q, self._spread(k_ref, first_k, shape, k_axis))
+        return mask
+
+    def _spread(self, ref: Any, first: Array, shape: tuple[int, int], axis: int) -> Array:
+        layout = BY_COLUMN if axis else BY_ROW
+        # Straight from global memory: only edge tiles come here, and the cache has the line.
+        line = ref.at[self.batch, pl.ds(first, shape[axis])]
+        return lax.broadcast_in_dim(plgpu.load(line, layout=layout, optimized=False), shape, [axis])
+
+
+def raw_logits(s: Array, call: Call) -> tuple[Array, float]:
+    """The logits of a product, as r and c > 0 with logits = r * c / log2(e).
+
+    c is left to the exponent, where it costs nothing: exp2(r * c - maximum) is one
+    multiply-add. With a soft cap r is the tanh, whose derivative is 1 - r * r.
+    """
+    if call.soft_cap is not None:
+        # tanh.approx is wrong by 2^-11, times the cap; this form is right to about 2^-22.
+        grown = jnp.exp2(s * (2 * LOG2E * call.scale / call.soft_cap))
+        return 1.0 - 2.0 / (grown + 1.0), call.soft_cap * LOG2E
+    return (s, call.scale * LOG2E) if call.scale > 0 else (s * call.scale, LOG2E)
+
+
+def loop_blocks(table: Sequence[Array], body: Callable[..., Any], carry: Any) -> Any:
+    """`body(block, carry, masked)` over a row of a block table."""
+    start, inner_start, inner_stop, stop = table
+
+    def over(first: Array, last: Array, masked: bool, carry: Any) -> Any:
+        return lax.fori_loop(first, last, lambda i, c: body(i, c, masked), carry)
+
+    carry = over(start, inner_start, True, carry)
+    carry = over(inner_start, inner_stop, False, carry)
+    return over(inner_stop, stop, True, carry)
+
+
+def read_table(table_ref: Any, batch: Array, block: Array) -> list[Array]:
+    row = jnp.minimum(batch, table_ref.shape[0] - 1)  # one row of tables serves all without marks
+    return [table_ref[row, block, i] for i in range(4)]
+
+
+def launch(
+    body: Callable[..., None],
+    inputs: dict[str, Array | None],
+    out_type: Sequence[jax.ShapeDtypeStruct],
+    scratch: dict[str, Any],
+    grid: dict[str, int],
+    interpret: Any,
+) -> Sequence[Array]:
+    """Runs `body(inputs by name, outputs, scratch by name)` with all warpgroups of a block."""
+    given = {name: x for name, x in inputs.items() if x is not None}
+
+    def kernel(*refs, **scratch_refs):
+        named = dict.fromkeys(inputs) | dict(zip(given, refs, strict=False))
+        body(named, refs[len(given) :], scratch_refs)
+
+    return plgpu.kernel(
+        kernel,
+        out_type=list(out_type),
+        scratch_types=scratch,
+        grid=tuple(grid.values()),
+        grid_names=tuple(grid),
+        num_threads=COMPUTE_WARPGROUPS + 1,
+        thread_name="warpgroup",
+        compiler_params=PARAMS,
+        interpret=interpret,
+        kernel_name=body.__name__,
+    )(*given.values())
