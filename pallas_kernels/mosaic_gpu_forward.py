@@ -30,9 +30,11 @@ from pallas_kernels.mosaic_gpu_tile import (
     along_rows,
     launch,
     loop_blocks,
+    mark_pairs,
     product,
     raw_logits,
     read_table,
+    row_of,
     smem_tiles,
     zeros,
 )
@@ -58,11 +60,8 @@ class Softmax:
         layout = plgpu.layout_cast
         return Softmax(zeros((rows, head_dim)), layout(top, BY_ROW), layout(total, BY_ROW))
 
-    def weigh(self, s: Array, mask: Array | None, call: Call) -> tuple["Softmax", Array]:
+    def weigh(self, r: Array, factor: float) -> tuple["Softmax", Array]:
         """Rescales to the maximum with one more tile; returns that and the tile's weights."""
-        r, factor = raw_logits(s, call)
-        if mask is not None:
-            r = jnp.where(mask, r, -jnp.inf)
         top = jnp.maximum(self.top, r.max(axis=1) * factor)
         weights = jnp.exp2(r * factor - along_rows(top, r.shape))
         shrink = jnp.exp2(self.top - top)
@@ -95,7 +94,7 @@ def forward(
     (batch, queries, heads, head_dim), kv_heads = q.shape, k.shape[2]
     block_q, block_k = call.blocks.forward
     rows, group = block_q // COMPUTE_WARPGROUPS, heads // kv_heads
-    simple = bool(call.interpret)
+    simple, pairs = bool(call.interpret), mark_pairs(marks)
 
     def attend(refs, outs, scratch):
         q_ref, k_ref, v_ref = refs["q"], refs["k"], refs["v"]
@@ -112,9 +111,10 @@ def forward(
             kv_head = lax.div(head, jnp.int32(group))
 
             def fill(j, _):
-                at = (row, pl.ds(j * block_k, block_k), kv_head)
-                k_ring.fill(j - start, [k_ref.at[at]])
-                v_ring.fill(j - start, [v_ref.at[at]])
+                keys = pl.ds(j * block_k, block_k)
+                marks_of_keys = [refs[name].at[row, keys] for _, name in pairs]
+                k_ring.fill(j - start, [k_ref.at[row, keys, kv_head], *marks_of_keys])
+                v_ring.fill(j - start, [v_ref.at[row, keys, kv_head]])
                 return _
 
             lax.fori_loop(start, stop, fill, None)
@@ -127,7 +127,9 @@ def forward(
             first_q = block * block_q + warpgroup * rows
             q_smem, lse_smem = scratch["q"].at[warpgroup], scratch["lse"].at[warpgroup]
             weights_smem = scratch["weights"].at[warpgroup] if simple else None
-            sight = Sight(call, offset, row, Marks(*(refs[name] for name in Marks._fields)))
+            rows_at = (row, pl.ds(first_q, rows))
+            row_marks = {name: row_of(refs[name], *rows_at) for name, _ in pairs}
+            sight = Sight(call.window, offset, 0, first_q, row_marks)
             plgpu.copy_gmem_to_smem(
                 q_ref.at[row, pl.ds(first_q, rows), head], q_smem, scratch["q_ready"].at[warpgroup]
             )
@@ -139,11 +141,14 @@ def forward(
                 plgpu.barrier_wait(scratch["turn"])
 
             def step(j, state, masked):
-                (k_smem,) = k_ring.wait(j - start)
+                k_smem, *k_marks = k_ring.wait(j - start)
                 s = product(q_smem, k_smem.transpose((1, 0)), issued=pass_turn)
+                r, factor = raw_logits(s, call)
+                if masked:
+                    columns = {name: x for (_, name), x in zip(pairs, k_marks, strict=True)}
+                    r = sight.hide(r, j * block_k, columns)
                 k_ring.release(j - start)
-                mask = sight.mask(first_q, j * block_k, s.shape) if masked else None
-                state, weights = state.weigh(s, mask, call)
+                state, weights = state.weigh(r, factor)
                 weights = weights.astype(q.dtype)
                 pass_turn()
                 (v_smem,) = v_ring.wait(j - start)
@@ -168,10 +173,11 @@ def forward(
 
     inputs = dict(q=q, k=k, v=v, table=table, sinks=sinks) | marks._asdict()
     tiles = smem_tiles((stages, block_k, head_dim), q.dtype)
+    mark_tiles = plgpu.SMEM((stages, block_k), jnp.int32)
     scratch = dict(
         q=smem_tiles((COMPUTE_WARPGROUPS, rows, head_dim), q.dtype),
         lse=plgpu.SMEM((COMPUTE_WARPGROUPS, rows), jnp.float32),
-        k=ring_scratch([tiles], stages, COMPUTE_WARPGROUPS),
+        k=ring_scratch([tiles, *[mark_tiles] * len(pairs)], stages, COMPUTE_WARPGROUPS),
         v=ring_scratch([tiles], stages, COMPUTE_WARPGROUPS),
         q_ready=plgpu.Barrier(num_barriers=COMPUTE_WARPGROUPS),
         turn=plgpu.Barrier(num_arrivals=COMPUTE_WARPGROUPS),

@@ -38,6 +38,8 @@ class Ring:
         @pl.when(step >= self.stages)
         def _wait():
             plgpu.barrier_wait(self.free.at[slot])
+            # TMA writes through the async proxy: this orders it after the readers' plain loads.
+            plgpu.commit_smem()
 
         for source, buffer in zip(sources, self.buffers, strict=True):
             plgpu.copy_gmem_to_smem(source, buffer.at[slot], self.ready.at[slot])

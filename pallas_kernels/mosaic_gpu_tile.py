@@ -29,7 +29,7 @@ NO_MAXIMUM = -1e30
 ROWS = 64
 COMPUTE_WARPGROUPS = 2
 # 2 * 128 * 232 + 128 * 40 registers are what one Hopper core has, to within 1,024.
-COMPUTE_REGISTERS, MEMORY_REGISTERS = 232, 40
+COMPUTE_REGISTERS, MEMORY_REGISTERS = 240, 24
 PARAMS = plgpu.CompilerParams(approx_math=True)
 
 BY_ROW = plgpu.Layout.WGMMA.reduce(1)
@@ -80,44 +80,60 @@ def add_product(total: Array, a: Array, b: Any, in_smem: Any | None) -> Array:
     return pl.run_state(lambda sum_: plgpu.wgmma(sum_, a, b))(plgpu.ACC.init(total))
 
 
+def mark_pairs(marks: Marks) -> list[tuple[str, str]]:
+    """The names of the marks given, of the query and of the key side."""
+    pairs = [("q_segments", "k_segments"), ("q_positions", "k_positions")]
+    return [pair for pair in pairs if getattr(marks, pair[0]) is not None]
+
+
+def row_of(ref: Any, *at: Any) -> Array:
+    """A stretch of global memory as one value for each row of a tile."""
+    return plgpu.load(ref.at[at], layout=BY_ROW, optimized=False)
+
+
+def column_of(ref: Any) -> Array:
+    """A stretch of shared memory as one value for each column of a tile."""
+    return plgpu.load(ref, layout=BY_COLUMN)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sight:
     """Which queries of a tile see which keys.
 
     Attributes:
         offset: position of query 0, S - T.
-        marks: references to the padded marks in global memory.
         q_axis: the axis of the tile along which queries lie.
+        first_row: place, on its own side, of the tile's first row.
+        rows: the marks of the tile's rows, by name.
     """
 
-    call: Call
+    window: int | None
     offset: int
-    batch: Array
-    marks: Marks
-    q_axis: int = 0
+    q_axis: int
+    first_row: Array
+    rows: dict[str, Array]
 
-    def mask(self, first_q: Array, first_k: Array, shape: tuple[int, int]) -> Array:
-        def places(axis: int, first: Array) -> Array:
-            iota = plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA)
-            return iota + first
-
-        window, k_axis = self.call.window, 1 - self.q_axis
-        mask = visible(places(self.q_axis, first_q + self.offset), places(k_axis, first_k), window)
-        pairs = (
-            (self.marks.q_segments, self.marks.k_segments, same_segment),
-            (self.marks.q_positions, self.marks.k_positions, lambda q, k: visible(q, k, window)),
+    def hide(self, r: Array, first_column: Array, columns: dict[str, Any]) -> Array:
+        """r where the query sees the key, -inf elsewhere; `columns` are in shared memory."""
+        q, k = (
+            plgpu.broadcasted_iota(jnp.int32, r.shape, axis, layout=plgpu.Layout.WGMMA)
+            for axis in (self.q_axis, 1 - self.q_axis)
         )
-        for q_ref, k_ref, sees in pairs:
-            if q_ref is not None:
-                q = self._spread(q_ref, first_q, shape, self.q_axis)
-                mask = mask & sees(q, self._spread(k_ref, first_k, shape, k_axis))
-        return mask
-
-    def _spread(self, ref: Any, first: Array, shape: tuple[int, int], axis: int) -> Array:
-        layout = BY_COLUMN if axis else BY_ROW
-        # Straight from global memory: only edge tiles come here, and the cache has the line.
-        line = ref.at[self.batch, pl.ds(first, shape[axis])]
-        return lax.broadcast_in_dim(plgpu.load(line, layout=layout, optimized=False), shape, [axis])
+        ahead = self.first_row - first_column
+        # Only the distance counts, so the whole of it goes to the side of the queries.
+        shift = self.offset + (ahead if self.q_axis == 0 else -ahead)
+        r = jnp.where(visible(q + shift, k, self.window), r, -jnp.inf)
+        # One rule after the other: a mask of all rules, held beside r, costs registers.
+        for row, column in zip(self.rows, columns, strict=True):
+            sides = (
+                lax.broadcast_in_dim(self.rows[row], r.shape, [0]),
+                lax.broadcast_in_dim(column_of(columns[column]), r.shape, [1]),
+            )
+            q, k = sides[self.q_axis], sides[1 - self.q_axis]
+            by_segment = row.endswith("segments")
+            seen = same_segment(q, k) if by_segment else visible(q, k, self.window)
+            r = jnp.where(seen, r, -jnp.inf)
+        return r
 
 
 def raw_logits(s: Array, call: Call) -> tuple[Array, float]:
