@@ -36,6 +36,7 @@ from pallas_kernels.mosaic_gpu_tile import (
     read_table,
     row_of,
     smem_tiles,
+    transposed,
     zeros,
 )
 from pallas_kernels.window import Marks
@@ -112,9 +113,9 @@ def forward(
 
             def fill(j, _):
                 keys = pl.ds(j * block_k, block_k)
-                marks_of_keys = [refs[name].at[row, keys] for _, name in pairs]
-                k_ring.fill(j - start, [k_ref.at[row, keys, kv_head], *marks_of_keys])
-                v_ring.fill(j - start, [v_ref.at[row, keys, kv_head]])
+                marks_of_keys = [[refs[name].at[row, keys]] for _, name in pairs]
+                k_ring.fill(j - start, [[k_ref.at[row, keys, kv_head]], *marks_of_keys])
+                v_ring.fill(j - start, [[v_ref.at[row, keys, kv_head]]])
                 return _
 
             lax.fori_loop(start, stop, fill, None)
@@ -142,17 +143,17 @@ def forward(
 
             def step(j, state, masked):
                 k_smem, *k_marks = k_ring.wait(j - start)
-                s = product(q_smem, k_smem.transpose((1, 0)), issued=pass_turn)
+                s = product([q_smem], [transposed(k_smem.at[0])], issued=pass_turn)
                 r, factor = raw_logits(s, call)
                 if masked:
-                    columns = {name: x for (_, name), x in zip(pairs, k_marks, strict=True)}
+                    columns = {name: x.at[0] for (_, name), x in zip(pairs, k_marks, strict=True)}
                     r = sight.hide(r, j * block_k, columns)
                 k_ring.release(j - start)
                 state, weights = state.weigh(r, factor)
                 weights = weights.astype(q.dtype)
                 pass_turn()
                 (v_smem,) = v_ring.wait(j - start)
-                values = add_product(state.values, weights, v_smem, weights_smem)
+                values = add_product(state.values, weights, v_smem.at[0], weights_smem)
                 v_ring.release(j - start)
                 return dataclasses.replace(state, values=values)
 
@@ -172,8 +173,8 @@ def forward(
             plgpu.wait_smem_to_gmem(0)  # shared memory must outlive the stores
 
     inputs = dict(q=q, k=k, v=v, table=table, sinks=sinks) | marks._asdict()
-    tiles = smem_tiles((stages, block_k, head_dim), q.dtype)
-    mark_tiles = plgpu.SMEM((stages, block_k), jnp.int32)
+    tiles = smem_tiles((stages, 1, block_k, head_dim), q.dtype)
+    mark_tiles = plgpu.SMEM((stages, 1, block_k), jnp.int32)
     scratch = dict(
         q=smem_tiles((COMPUTE_WARPGROUPS, rows, head_dim), q.dtype),
         lse=plgpu.SMEM((COMPUTE_WARPGROUPS, rows), jnp.float32),

@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """Buffers, each [stages, ...], with their two barriers, as `ring_scratch` lays them out."""
+    """Buffers, each [stages, parts, ...], with their two barriers, as `ring_scratch` lays them out."""
 
     buffers: Sequence[Any]
     ready: Any
@@ -31,8 +31,8 @@ class Ring:
     def _slot(self, step: Array) -> Array:
         return lax.rem(step, jnp.int32(self.stages))
 
-    def fill(self, step: Array, sources: Sequence[Any]) -> None:
-        """Loads use `step`, as soon as the slot is free."""
+    def fill(self, step: Array, sources: Sequence[Sequence[Any]]) -> None:
+        """Loads use `step`, as soon as the slot is free; a buffer takes one source per part."""
         slot = self._slot(step)
 
         @pl.when(step >= self.stages)
@@ -41,8 +41,9 @@ class Ring:
             # TMA writes through the async proxy: this orders it after the readers' plain loads.
             plgpu.commit_smem()
 
-        for source, buffer in zip(sources, self.buffers, strict=True):
-            plgpu.copy_gmem_to_smem(source, buffer.at[slot], self.ready.at[slot])
+        for parts, buffer in zip(sources, self.buffers, strict=True):
+            for part, source in enumerate(parts):
+                plgpu.copy_gmem_to_smem(source, buffer.at[slot, part], self.ready.at[slot])
 
     def drain(self, steps: Array) -> None:
         """Waits, as the loader, until the readers have released all `steps` uses."""
@@ -65,9 +66,10 @@ class Ring:
 
 
 def ring_scratch(buffers: Sequence[Any], stages: int, readers: int) -> tuple[Any, Any, Any]:
-    """The scratch types of a ring; each copy into a slot arrives once at its `ready`."""
+    """The scratch types of a ring over buffers [stages, parts, ...]."""
+    copies = sum(buffer.shape[1] for buffer in buffers)  # each arrives once at `ready`
     return (
         tuple(buffers),
-        plgpu.Barrier(num_arrivals=len(buffers), num_barriers=stages),
+        plgpu.Barrier(num_arrivals=copies, num_barriers=stages),
         plgpu.Barrier(num_arrivals=readers, num_barriers=stages),
     )

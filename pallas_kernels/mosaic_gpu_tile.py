@@ -37,8 +37,9 @@ BY_COLUMN = plgpu.Layout.WGMMA.reduce(0)
 
 
 def smem_tiles(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Tiles in the form that TMA writes and wgmma reads: 8 rows of 128 swizzled bytes."""
-    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    """16-bit tiles as TMA writes and wgmma reads them: 8 rows of up to 128 swizzled bytes."""
+    columns = min(shape[-1], 64)
+    transforms = (plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(2 * columns))
     return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
@@ -54,20 +55,27 @@ def along_columns(x: Array, shape: tuple[int, int]) -> Array:
     return lax.broadcast_in_dim(x, shape, [1])
 
 
-def product(a: Any, b: Any, issued: Callable[[], None] | None = None) -> Array:
-    """a @ b of two shared-memory tiles, in float32; complete on return.
+def transposed(tile: Any) -> Any:
+    return tile.transpose((1, 0))
+
+
+def product(
+    a: Sequence[Any], b: Sequence[Any], issued: Callable[[], None] | None = None
+) -> Array:
+    """The sum of a_i @ b_i over pairs of shared-memory tiles, in float32; complete on return.
 
     Args:
-        issued: called between the issue of the product and the wait for it.
+        issued: called between the issue of the products and the wait for them.
     """
 
     def multiply(total):
-        plgpu.wgmma(total, a, b)
+        for a_i, b_i in zip(a, b, strict=True):
+            plgpu.wgmma(total, a_i, b_i)
         if issued is not None:
             issued()
         return total[...]  # waits for all outstanding wgmma
 
-    return pl.run_scoped(multiply, plgpu.ACC((a.shape[0], b.shape[1]), jnp.float32))
+    return pl.run_scoped(multiply, plgpu.ACC((a[0].shape[0], b[0].shape[1]), jnp.float32))
 
 
 def add_product(total: Array, a: Array, b: Any, in_smem: Any | None) -> Array:
@@ -75,7 +83,7 @@ def add_product(total: Array, a: Array, b: Any, in_smem: Any | None) -> Array:
     if in_smem is not None:
         in_smem[...] = a
         plgpu.commit_smem()  # wgmma reads through the async proxy, which must see the store
-        return total + product(in_smem, b)
+        return total + product([in_smem], [b])
     # run_state returns only when all outstanding wgmma are complete.
     return pl.run_state(lambda sum_: plgpu.wgmma(sum_, a, b))(plgpu.ACC.init(total))
 
@@ -147,6 +155,28 @@ def raw_logits(s: Array, call: Call) -> tuple[Array, float]:
         grown = jnp.exp2(s * (2 * LOG2E * call.scale / call.soft_cap))
         return 1.0 - 2.0 / (grown + 1.0), call.soft_cap * LOG2E
     return (s, call.scale * LOG2E) if call.scale > 0 else (s * call.scale, LOG2E)
+
+
+def probabilities(
+    s: Array, lse: Array, call: Call, hide: Callable[[Array], Array] | None
+) -> tuple[Array, Array | None]:
+    """A tile's share of the softmax, from the product and the log-sum-exp times log2(e).
+
+    Returns:
+        The probabilities, and the derivative of the soft cap if there is one.
+    """
+    r, factor = raw_logits(s, call)
+    exponent = r * factor - lse
+    if hide is not None:
+        # The exponent rather than r: the derivative of the cap must stay finite.
+        exponent = hide(exponent)
+    return jnp.exp2(exponent), None if call.soft_cap is None else 1.0 - r * r
+
+
+def d_product(p: Array, dp: Array, delta: Array, slope: Array | None) -> Array:
+    """The derivative in q @ k', but for the scale, which waits for the end of the sum."""
+    ds = p * (dp - delta)
+    return ds if slope is None else ds * slope
 
 
 def loop_blocks(table: Sequence[Array], body: Callable[..., Any], carry: Any) -> Any:

@@ -1,0 +1,137 @@
+"""Windowed attention on NVIDIA Hopper and later through Pallas Mosaic GPU: wgmma, TMA, warpgroups.
+
+Takes bfloat16. Hopper's tensor core has no float32 product: its nearest, tf32, keeps 11 bits and
+would miss this package's tolerance for float32 a thousandfold, so float32 is refused, with the
+name of the implementation that takes it. The kernels are imported at the first call: what they
+need is not in the oldest jax that the rest of the package supports.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels.flash import Call, Kernels
+from pallas_kernels.mosaic_gpu_plan import block_table
+from pallas_kernels.window import Marks
+
+OLDEST_JAX = (0, 11, 0)
+HEAD_DIMS = (64, 128, 256)
+_USE_XLA = 'pass implementation="xla", which serves here'
+
+
+def forward(
+    call: Call,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    marks: Marks,
+    sinks: Float[Array, " N"] | None,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
+    """See `flash.Kernels`.
+
+    Raises:
+        ValueError: on a jax or a device without the backend, a dtype or head size without kernel.
+    """
+    check_support(call, q)
+    from pallas_kernels import mosaic_gpu_forward
+
+    queries, keys = q.shape[1], k.shape[1]
+    block_q, block_k = call.blocks.forward
+    marks = _pad_marks(marks, block_q, block_k)
+    table = block_table(queries, keys, call.window, marks, q_block=block_q, k_block=block_k)
+    out, lse = mosaic_gpu_forward.forward(
+        call, keys - queries, ring_stages(q.shape[-1], block_k),
+        _pad(q, 1, block_q), _pad(k, 1, block_k), _pad(v, 1, block_k), marks,
+        None if sinks is None else sinks.astype(jnp.float32), table,
+    )  # fmt: skip
+    return out[:, :queries], lse[:, :, :queries]
+
+
+def backward(
+    call: Call,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    marks: Marks,
+    lse: Float[Array, "B N T"],
+    delta: Float[Array, "B N T"],
+    d_out: Float[Array, "B T N H"],
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+    """See `flash.Kernels`; raises as `forward` does."""
+    check_support(call, q)
+    from pallas_kernels import mosaic_gpu_dkv, mosaic_gpu_dq
+
+    queries, keys, head_dim = q.shape[1], k.shape[1], q.shape[-1]
+    # +inf makes every probability 0: of a query without keys, and of the padding's queries.
+    lse = jnp.where(jnp.isfinite(lse), lse * math.log2(math.e), jnp.inf)
+
+    def arguments(block_q: int, block_k: int, by_key: bool) -> tuple:
+        padded = _pad_marks(marks, block_q, block_k)
+        table = block_table(
+            queries, keys, call.window, padded, q_block=block_q, k_block=block_k, by_key=by_key
+        )
+        stages = ring_stages(head_dim, block_q if by_key else block_k)
+        return (
+            call, keys - queries, stages,
+            _pad(q, 1, block_q), _pad(k, 1, block_k), _pad(v, 1, block_k), padded,
+            _pad(lse, 2, block_q, jnp.inf), _pad(delta, 2, block_q), _pad(d_out, 1, block_q), table,
+        )  # fmt: skip
+
+    dq = mosaic_gpu_dq.backward_dq(*arguments(*call.blocks.dq, by_key=False))
+    dk, dv = mosaic_gpu_dkv.backward_dkv(*arguments(*call.blocks.dkv, by_key=True))
+    return dq[:, :queries], dk[:, :keys], dv[:, :keys]
+
+
+KERNELS = Kernels(forward, backward)
+
+
+def ring_stages(head_dim: int, block: int) -> int:
+    """How many pairs of [block, H] tiles a kernel keeps in flight."""
+    return 4 if head_dim * block <= 64 * 128 else 2
+
+
+def check_support(call: Call, q: Array) -> None:
+    # Imported late: the module of the public op imports this one.
+    from pallas_kernels.sliding_window import bad_argument
+
+    if jax.__version_info__ < OLDEST_JAX:
+        raise bad_argument(
+            "implementation", f"'mosaic_gpu' on jax {jax.__version__}", "jax >= 0.11",
+            f"install a newer jax, which needs Python 3.12, or {_USE_XLA}",
+        )  # fmt: skip
+    if q.dtype != jnp.bfloat16:
+        raise bad_argument(
+            "q", f"dtype {q.dtype} for 'mosaic_gpu'", "bfloat16",
+            f"Hopper's tensor core has no exact float32 product: cast, or {_USE_XLA}",
+        )  # fmt: skip
+    if q.shape[-1] not in HEAD_DIMS:
+        raise bad_argument(
+            "q", f"head size {q.shape[-1]} for 'mosaic_gpu'", "64, 128 or 256",
+            f"pad the heads with zeros and pass the scale, or {_USE_XLA}",
+        )  # fmt: skip
+    if not call.interpret and jax.default_backend() == "gpu":
+        capability = getattr(jax.devices()[0], "compute_capability", "0")
+        if float(capability) < 9.0:
+            raise bad_argument(
+                "implementation", f"'mosaic_gpu' on compute capability {capability}",
+                "9.0 or later (H100, H200)", _USE_XLA,
+            )  # fmt: skip
+
+
+def _pad(x: Array, axis: int, block: int, value: float = 0) -> Array:
+    missing = -x.shape[axis] % block
+    if missing == 0:
+        return x
+    widths = [(0, missing if i == axis else 0) for i in range(x.ndim)]
+    return jnp.pad(x, widths, constant_values=value)
+
+
+def _pad_marks(marks: Marks, block_q: int, block_k: int) -> Marks:
+    """int32, in whole blocks; padding has id 0 and so belongs to no segment."""
+    blocks = Marks(block_q, block_k, block_q, block_k)
+    return Marks(*(
+        None if x is None else _pad(x.astype(jnp.int32), 1, block)
+        for x, block in zip(marks, blocks, strict=True)
+    ))  # fmt: skip
