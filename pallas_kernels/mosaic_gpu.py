@@ -42,7 +42,7 @@ def forward(
     marks = _pad_marks(marks, block_q, block_k)
     table = block_table(queries, keys, call.window, marks, q_block=block_q, k_block=block_k)
     out, lse = mosaic_gpu_forward.forward(
-        call, keys - queries, ring_stages(q.shape[-1], block_k),
+        call, keys - queries, ring_stages(q.shape[-1], block_q, block_k),
         _pad(q, 1, block_q), _pad(k, 1, block_k), _pad(v, 1, block_k), marks,
         None if sinks is None else sinks.astype(jnp.float32), table,
     )  # fmt: skip
@@ -72,7 +72,9 @@ def backward(
         table = block_table(
             queries, keys, call.window, padded, q_block=block_q, k_block=block_k, by_key=by_key
         )
-        stages = ring_stages(head_dim, block_q if by_key else block_k)
+        # Own are keys and values, or queries and their d_out; the ring brings the other two.
+        own, ring = (block_k, block_q) if by_key else (block_q, block_k)
+        stages = ring_stages(head_dim, 2 * own, ring)
         return (
             call, keys - queries, stages,
             _pad(q, 1, block_q), _pad(k, 1, block_k), _pad(v, 1, block_k), padded,
@@ -87,9 +89,11 @@ def backward(
 KERNELS = Kernels(forward, backward)
 
 
-def ring_stages(head_dim: int, block: int) -> int:
-    """How many pairs of [block, H] tiles a kernel keeps in flight."""
-    return 4 if head_dim * block <= 64 * 128 else 2
+def ring_stages(head_dim: int, own_tokens: int, block: int) -> int:
+    """How many pairs of [block, H] tiles fit into shared memory beside a block's own tokens."""
+    # 224 KiB, less what barriers, marks and the sums of rows take.
+    tokens = 220 * 1024 // (2 * head_dim) - own_tokens
+    return max(2, min(4, tokens // (2 * block)))
 
 
 def check_support(call: Call, q: Array) -> None:

@@ -24,7 +24,6 @@ from pallas_kernels.mosaic_gpu_tile import (
     add_product,
     along_columns,
     column_of,
-    d_product,
     launch,
     loop_blocks,
     mark_pairs,
@@ -33,7 +32,6 @@ from pallas_kernels.mosaic_gpu_tile import (
     read_table,
     row_of,
     smem_tiles,
-    transposed,
     zeros,
 )
 from pallas_kernels.window import Marks
@@ -119,26 +117,21 @@ def backward_dkv(
             sight = Sight(call.window, offset, 1, first_k, row_marks)
             plgpu.barrier_wait(scratch["kv_ready"])
 
-            def over(tiles, others):
-                pieces = range(parts)
-                return [tiles.at[i] for i in pieces], [transposed(others.at[i]) for i in pieces]
-
             def step(member, i, sums, masked):
                 dk, dv = sums
                 use = member * steps + i - start
                 q_smem, lse_smem, *q_marks = q_ring.wait(use)
-                s = product(*over(k_smem, q_smem))
+                s = product(k_smem, q_smem)
                 named = {name: x.at[0] for (name, _), x in zip(pairs, q_marks, strict=True)}
                 hide = (lambda x: sight.hide(x, i * block_q, named)) if masked else None
                 lse_tile = along_columns(column_of(lse_smem.at[0]), s.shape)
-                p, slope = probabilities(s, lse_tile, call, hide)
+                p, weights = probabilities(s, lse_tile, call, hide)
                 do_smem, delta_smem = do_ring.wait(use)
-                dv = add_product(dv, p.astype(q.dtype), do_smem.at[part], p_smem)
-                dp = product(*over(v_smem, do_smem))
-                delta_tile = along_columns(column_of(delta_smem.at[0]), s.shape)
+                dv = add_product(dv, p.astype(q.dtype), do_smem, part, p_smem)
+                minus_delta = along_columns(-column_of(delta_smem.at[0]), s.shape)
+                dp = product(v_smem, do_smem, start=minus_delta, in_smem=p_smem)
                 do_ring.release(use)
-                ds = d_product(p, dp, delta_tile, slope).astype(q.dtype)
-                dk = add_product(dk, ds, q_smem.at[part], p_smem)
+                dk = add_product(dk, (weights * dp).astype(q.dtype), q_smem, part, p_smem)
                 q_ring.release(use)
                 return dk, dv
 

@@ -16,7 +16,6 @@ from pallas_kernels.mosaic_gpu_tile import (
     Sight,
     add_product,
     along_rows,
-    d_product,
     launch,
     loop_blocks,
     mark_pairs,
@@ -25,7 +24,6 @@ from pallas_kernels.mosaic_gpu_tile import (
     read_table,
     row_of,
     smem_tiles,
-    transposed,
     zeros,
 )
 from pallas_kernels.window import Marks
@@ -81,8 +79,8 @@ def backward_dq(
             q_smem, do_smem = scratch["q"].at[warpgroup], scratch["d_out"].at[warpgroup]
             ds_smem = scratch["ds"].at[warpgroup] if simple else None
             q_ready = scratch["q_ready"].at[warpgroup]
-            plgpu.copy_gmem_to_smem(refs["q"].at[row, own, head], q_smem, q_ready)
-            plgpu.copy_gmem_to_smem(refs["d_out"].at[row, own, head], do_smem, q_ready)
+            plgpu.copy_gmem_to_smem(refs["q"].at[row, own, head], q_smem.at[0], q_ready)
+            plgpu.copy_gmem_to_smem(refs["d_out"].at[row, own, head], do_smem.at[0], q_ready)
             row_lse, row_delta = (row_of(refs[x], row, head, own) for x in ("lse", "delta"))
             row_marks = {name: row_of(refs[name], row, own) for name, _ in pairs}
             sight = Sight(call.window, offset, 0, first_q, row_marks)
@@ -90,28 +88,28 @@ def backward_dq(
 
             def step(j, dq, masked):
                 k_smem, *k_marks = k_ring.wait(j - start)
-                s = product([q_smem], [transposed(k_smem.at[0])])
+                s = product(q_smem, k_smem)
                 columns = {name: x.at[0] for (_, name), x in zip(pairs, k_marks, strict=True)}
                 hide = (lambda x: sight.hide(x, j * block_k, columns)) if masked else None
-                p, slope = probabilities(s, along_rows(row_lse, s.shape), call, hide)
+                _, weights = probabilities(s, along_rows(row_lse, s.shape), call, hide)
                 (v_smem,) = v_ring.wait(j - start)
-                dp = product([do_smem], [transposed(v_smem.at[0])])
+                minus_delta = along_rows(-row_delta, s.shape)
+                dp = product(do_smem, v_smem, start=minus_delta, in_smem=ds_smem)
                 v_ring.release(j - start)
-                ds = d_product(p, dp, along_rows(row_delta, s.shape), slope).astype(q.dtype)
-                dq = add_product(dq, ds, k_smem.at[0], ds_smem)
+                dq = add_product(dq, (weights * dp).astype(q.dtype), k_smem, 0, ds_smem)
                 k_ring.release(j - start)
                 return dq
 
             dq = loop_blocks(table_row, step, zeros((rows, head_dim)))
             # No wgmma reads q any more: every product was waited for.
-            q_smem[...] = (dq * call.scale).astype(q.dtype)
+            q_smem[0, ...] = (dq * call.scale).astype(q.dtype)
             plgpu.commit_smem()  # TMA reads through the async proxy, which must see the store
-            plgpu.copy_smem_to_gmem(q_smem, outs[0].at[row, own, head])
+            plgpu.copy_smem_to_gmem(q_smem.at[0], outs[0].at[row, own, head])
             plgpu.wait_smem_to_gmem(0)  # shared memory must outlive the store
 
     tiles = smem_tiles((stages, 1, block_k, head_dim), q.dtype)
     mark_tiles = plgpu.SMEM((stages, 1, block_k), jnp.int32)
-    own_tiles = smem_tiles((COMPUTE_WARPGROUPS, rows, head_dim), q.dtype)
+    own_tiles = smem_tiles((COMPUTE_WARPGROUPS, 1, rows, head_dim), q.dtype)
     scratch = dict(
         q=own_tiles,
         d_out=own_tiles,

@@ -36,7 +36,6 @@ from pallas_kernels.mosaic_gpu_tile import (
     read_table,
     row_of,
     smem_tiles,
-    transposed,
     zeros,
 )
 from pallas_kernels.window import Marks
@@ -132,7 +131,7 @@ def forward(
             row_marks = {name: row_of(refs[name], *rows_at) for name, _ in pairs}
             sight = Sight(call.window, offset, 0, first_q, row_marks)
             plgpu.copy_gmem_to_smem(
-                q_ref.at[row, pl.ds(first_q, rows), head], q_smem, scratch["q_ready"].at[warpgroup]
+                q_ref.at[row, pl.ds(first_q, rows), head], q_smem.at[0], scratch["q_ready"].at[warpgroup]
             )
             plgpu.barrier_wait(scratch["q_ready"].at[warpgroup])
 
@@ -143,7 +142,7 @@ def forward(
 
             def step(j, state, masked):
                 k_smem, *k_marks = k_ring.wait(j - start)
-                s = product([q_smem], [transposed(k_smem.at[0])], issued=pass_turn)
+                s = product(q_smem, k_smem, issued=pass_turn)
                 r, factor = raw_logits(s, call)
                 if masked:
                     columns = {name: x.at[0] for (_, name), x in zip(pairs, k_marks, strict=True)}
@@ -153,7 +152,7 @@ def forward(
                 weights = weights.astype(q.dtype)
                 pass_turn()
                 (v_smem,) = v_ring.wait(j - start)
-                values = add_product(state.values, weights, v_smem.at[0], weights_smem)
+                values = add_product(state.values, weights, v_smem, 0, weights_smem)
                 v_ring.release(j - start)
                 return dataclasses.replace(state, values=values)
 
@@ -165,10 +164,10 @@ def forward(
 
             out, lse = state.finish()
             # No wgmma reads q any more: every product was waited for.
-            q_smem[...] = out.astype(q.dtype)
+            q_smem[0, ...] = out.astype(q.dtype)
             lse_smem[...] = lse
             plgpu.commit_smem()  # TMA reads through the async proxy, which must see the stores
-            plgpu.copy_smem_to_gmem(q_smem, out_ref.at[row, pl.ds(first_q, rows), head])
+            plgpu.copy_smem_to_gmem(q_smem.at[0], out_ref.at[row, pl.ds(first_q, rows), head])
             plgpu.copy_smem_to_gmem(lse_smem, lse_ref.at[row, head, pl.ds(first_q, rows)])
             plgpu.wait_smem_to_gmem(0)  # shared memory must outlive the stores
 
@@ -176,7 +175,7 @@ def forward(
     tiles = smem_tiles((stages, 1, block_k, head_dim), q.dtype)
     mark_tiles = plgpu.SMEM((stages, 1, block_k), jnp.int32)
     scratch = dict(
-        q=smem_tiles((COMPUTE_WARPGROUPS, rows, head_dim), q.dtype),
+        q=smem_tiles((COMPUTE_WARPGROUPS, 1, rows, head_dim), q.dtype),
         lse=plgpu.SMEM((COMPUTE_WARPGROUPS, rows), jnp.float32),
         k=ring_scratch([tiles, *[mark_tiles] * len(pairs)], stages, COMPUTE_WARPGROUPS),
         v=ring_scratch([tiles], stages, COMPUTE_WARPGROUPS),

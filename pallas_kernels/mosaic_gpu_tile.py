@@ -55,37 +55,57 @@ def along_columns(x: Array, shape: tuple[int, int]) -> Array:
     return lax.broadcast_in_dim(x, shape, [1])
 
 
-def transposed(tile: Any) -> Any:
-    return tile.transpose((1, 0))
-
-
 def product(
-    a: Sequence[Any], b: Sequence[Any], issued: Callable[[], None] | None = None
-) -> Array:
-    """The sum of a_i @ b_i over pairs of shared-memory tiles, in float32; complete on return.
+    a: Any, b: Any, *, start: Array | None = None, issued: Callable[[], None] | None = None,
+    in_smem: Any | None = None,
+) -> Array:  # fmt: skip
+    """start + the sum of a[i] @ b[i]' over the parts of two shared-memory tiles, in float32.
+
+    Complete on return.
 
     Args:
+        a, b: [parts, rows, columns].
+        start: in the wgmma layout; 0 if None.
         issued: called between the issue of the products and the wait for them.
+        in_smem: not None where the accumulator cannot be preset.
     """
 
     def multiply(total):
-        for a_i, b_i in zip(a, b, strict=True):
-            plgpu.wgmma(total, a_i, b_i)
+        for i in range(a.shape[0]):
+            plgpu.wgmma(total, a.at[i], b.at[i].transpose((1, 0)))
         if issued is not None:
             issued()
+
+    def multiply_alone(total):
+        multiply(total)
         return total[...]  # waits for all outstanding wgmma
 
-    return pl.run_scoped(multiply, plgpu.ACC((a[0].shape[0], b[0].shape[1]), jnp.float32))
+    if start is not None and in_smem is None:
+        return pl.run_state(multiply)(plgpu.ACC.init(start))  # waits likewise
+    shape = (a.shape[1], b.shape[1])
+    total = pl.run_scoped(multiply_alone, plgpu.ACC(shape, jnp.float32))
+    return total if start is None else total + start
 
 
-def add_product(total: Array, a: Array, b: Any, in_smem: Any | None) -> Array:
-    """total + a @ b for `a` in registers, or through the buffer `in_smem`; complete on return."""
-    if in_smem is not None:
-        in_smem[...] = a
-        plgpu.commit_smem()  # wgmma reads through the async proxy, which must see the store
-        return total + product([in_smem], [b])
-    # run_state returns only when all outstanding wgmma are complete.
-    return pl.run_state(lambda sum_: plgpu.wgmma(sum_, a, b))(plgpu.ACC.init(total))
+def add_product(total: Array, a: Array, parts: Any, part: Any, in_smem: Any | None) -> Array:
+    """total + a @ parts[part] for `a` in registers; complete on return.
+
+    Args:
+        in_smem: a buffer for `a` where wgmma cannot take it from registers.
+    """
+    if in_smem is None:
+        # The index is taken inside: as a constant from outside it would not lower.
+        return pl.run_state(lambda sum_: plgpu.wgmma(sum_, a, parts.at[part]))(
+            plgpu.ACC.init(total)
+        )
+    in_smem[...] = a
+    plgpu.commit_smem()  # wgmma reads through the async proxy, which must see the store
+
+    def multiply(sum_):
+        plgpu.wgmma(sum_, in_smem, parts.at[part])
+        return sum_[...]
+
+    return total + pl.run_scoped(multiply, plgpu.ACC(total.shape, jnp.float32))
 
 
 def mark_pairs(marks: Marks) -> list[tuple[str, str]]:
@@ -159,24 +179,20 @@ def raw_logits(s: Array, call: Call) -> tuple[Array, float]:
 
 def probabilities(
     s: Array, lse: Array, call: Call, hide: Callable[[Array], Array] | None
-) -> tuple[Array, Array | None]:
+) -> tuple[Array, Array]:
     """A tile's share of the softmax, from the product and the log-sum-exp times log2(e).
 
     Returns:
-        The probabilities, and the derivative of the soft cap if there is one.
+        The probabilities; and the same times the derivative of the soft cap, which times
+        (dp - delta) is the derivative in the product, but for the scale: that waits for the end.
     """
     r, factor = raw_logits(s, call)
     exponent = r * factor - lse
     if hide is not None:
         # The exponent rather than r: the derivative of the cap must stay finite.
         exponent = hide(exponent)
-    return jnp.exp2(exponent), None if call.soft_cap is None else 1.0 - r * r
-
-
-def d_product(p: Array, dp: Array, delta: Array, slope: Array | None) -> Array:
-    """The derivative in q @ k', but for the scale, which waits for the end of the sum."""
-    ds = p * (dp - delta)
-    return ds if slope is None else ds * slope
+    p = jnp.exp2(exponent)
+    return p, p if call.soft_cap is None else p * (1.0 - r * r)
 
 
 def loop_blocks(table: Sequence[Array], body: Callable[..., Any], carry: Any) -> Any:
