@@ -154,9 +154,10 @@ def backward_dkv(
                 )
             plgpu.wait_smem_to_gmem(0)  # shared memory must outlive the stores
 
-    tiles = smem_tiles((stages, parts, block_q, columns), q.dtype)
+    width = min(64, block_q)
+    tiles = smem_tiles((stages, parts, block_q, columns), q.dtype, width)
     line, mark_line = (plgpu.SMEM((stages, 1, block_q), x) for x in (jnp.float32, jnp.int32))
-    own_tiles = smem_tiles((owners, parts, rows, columns), q.dtype)
+    own_tiles = smem_tiles((owners, parts, rows, columns), q.dtype, width)
     scratch = dict(
         k=own_tiles,
         v=own_tiles,
@@ -166,7 +167,7 @@ def backward_dkv(
         done=plgpu.Barrier(num_arrivals=COMPUTE_WARPGROUPS),
     )
     if simple:
-        scratch["p"] = smem_tiles((COMPUTE_WARPGROUPS, rows, block_q), q.dtype)
+        scratch["p"] = smem_tiles((COMPUTE_WARPGROUPS, rows, block_q), q.dtype, width)
     inputs = dict(q=q, k=k, v=v, lse=lse, delta=delta, d_out=d_out, table=table)
     dk, dv = launch(
         attend_dkv,

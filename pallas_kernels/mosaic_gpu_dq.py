@@ -107,9 +107,10 @@ def backward_dq(
             plgpu.copy_smem_to_gmem(q_smem.at[0], outs[0].at[row, own, head])
             plgpu.wait_smem_to_gmem(0)  # shared memory must outlive the store
 
-    tiles = smem_tiles((stages, 1, block_k, head_dim), q.dtype)
+    width = min(64, block_k)
+    tiles = smem_tiles((stages, 1, block_k, head_dim), q.dtype, width)
     mark_tiles = plgpu.SMEM((stages, 1, block_k), jnp.int32)
-    own_tiles = smem_tiles((COMPUTE_WARPGROUPS, 1, rows, head_dim), q.dtype)
+    own_tiles = smem_tiles((COMPUTE_WARPGROUPS, 1, rows, head_dim), q.dtype, width)
     scratch = dict(
         q=own_tiles,
         d_out=own_tiles,
@@ -118,7 +119,7 @@ def backward_dq(
         q_ready=plgpu.Barrier(num_arrivals=2, num_barriers=COMPUTE_WARPGROUPS),
     )
     if simple:
-        scratch["ds"] = smem_tiles((COMPUTE_WARPGROUPS, rows, block_k), q.dtype)
+        scratch["ds"] = smem_tiles((COMPUTE_WARPGROUPS, rows, block_k), q.dtype, width)
     inputs = dict(q=q, k=k, v=v, lse=lse, delta=delta, d_out=d_out, table=table)
     (dq,) = launch(
         attend_dq,

@@ -36,9 +36,11 @@ BY_ROW = plgpu.Layout.WGMMA.reduce(1)
 BY_COLUMN = plgpu.Layout.WGMMA.reduce(0)
 
 
-def smem_tiles(shape: tuple[int, ...], dtype: Any) -> Any:
-    """16-bit tiles as TMA writes and wgmma reads them: 8 rows of up to 128 swizzled bytes."""
-    columns = min(shape[-1], 64)
+def smem_tiles(shape: tuple[int, ...], dtype: Any, columns: int = 64) -> Any:
+    """16-bit tiles as TMA writes and wgmma reads them: 8 rows of `columns`, swizzled.
+
+    wgmma wants one width for both factors, and none above the length of the sum.
+    """
     transforms = (plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(2 * columns))
     return plgpu.SMEM(shape, dtype, transforms=transforms)
 
@@ -171,9 +173,10 @@ def raw_logits(s: Array, call: Call) -> tuple[Array, float]:
     multiply-add. With a soft cap r is the tanh, whose derivative is 1 - r * r.
     """
     if call.soft_cap is not None:
-        # tanh.approx is wrong by 2^-11, times the cap; this form is right to about 2^-22.
-        grown = jnp.exp2(s * (2 * LOG2E * call.scale / call.soft_cap))
-        return 1.0 - 2.0 / (grown + 1.0), call.soft_cap * LOG2E
+        # tanh.approx is wrong by 2^-11, times the cap; this form is right to about 2^-21. A
+        # division is a subroutine; the square of rsqrt is one instruction and a product.
+        root = lax.rsqrt(jnp.exp2(s * (2 * LOG2E * call.scale / call.soft_cap)) + 1.0)
+        return 1.0 - 2.0 * root * root, call.soft_cap * LOG2E
     return (s, call.scale * LOG2E) if call.scale > 0 else (s * call.scale, LOG2E)
 
 
