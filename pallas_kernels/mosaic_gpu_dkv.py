@@ -27,6 +27,7 @@ from pallas_kernels.mosaic_gpu_tile import (
     launch,
     loop_blocks,
     mark_pairs,
+    not_ahead,
     probabilities,
     product,
     read_table,
@@ -121,7 +122,8 @@ def backward_dkv(
                 dk, dv = sums
                 use = member * steps + i - start
                 q_smem, lse_smem, *q_marks = q_ring.wait(use)
-                s = product(k_smem, q_smem)
+                owner_index = not_ahead(owner, i)
+                s = product(scratch["k"].at[owner_index], q_smem)
                 named = {name: x.at[0] for (name, _), x in zip(pairs, q_marks, strict=True)}
                 hide = (lambda x: sight.hide(x, i * block_q, named)) if masked else None
                 lse_tile = along_columns(column_of(lse_smem.at[0]), s.shape)
@@ -129,7 +131,7 @@ def backward_dkv(
                 do_smem, delta_smem = do_ring.wait(use)
                 dv = add_product(dv, p.astype(q.dtype), do_smem, part, p_smem)
                 minus_delta = along_columns(-column_of(delta_smem.at[0]), s.shape)
-                dp = product(v_smem, do_smem, start=minus_delta, in_smem=p_smem)
+                dp = product(scratch["v"].at[owner_index], do_smem, start=minus_delta, in_smem=p_smem)
                 do_ring.release(use)
                 dk = add_product(dk, (weights * dp).astype(q.dtype), q_smem, part, p_smem)
                 q_ring.release(use)

@@ -19,6 +19,7 @@ from pallas_kernels.mosaic_gpu_tile import (
     launch,
     loop_blocks,
     mark_pairs,
+    not_ahead,
     probabilities,
     product,
     read_table,
@@ -88,13 +89,14 @@ def backward_dq(
 
             def step(j, dq, masked):
                 k_smem, *k_marks = k_ring.wait(j - start)
-                s = product(q_smem, k_smem)
+                own_index = not_ahead(warpgroup, j)
+                s = product(scratch["q"].at[own_index], k_smem)
                 columns = {name: x.at[0] for (_, name), x in zip(pairs, k_marks, strict=True)}
                 hide = (lambda x: sight.hide(x, j * block_k, columns)) if masked else None
                 _, weights = probabilities(s, along_rows(row_lse, s.shape), call, hide)
                 (v_smem,) = v_ring.wait(j - start)
                 minus_delta = along_rows(-row_delta, s.shape)
-                dp = product(do_smem, v_smem, start=minus_delta, in_smem=ds_smem)
+                dp = product(scratch["d_out"].at[own_index], v_smem, start=minus_delta, in_smem=ds_smem)
                 v_ring.release(j - start)
                 dq = add_product(dq, (weights * dp).astype(q.dtype), k_smem, 0, ds_smem)
                 k_ring.release(j - start)

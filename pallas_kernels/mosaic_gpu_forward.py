@@ -31,6 +31,7 @@ from pallas_kernels.mosaic_gpu_tile import (
     launch,
     loop_blocks,
     mark_pairs,
+    not_ahead,
     product,
     raw_logits,
     read_table,
@@ -143,7 +144,7 @@ def forward(
 
             def step(j, state, masked):
                 k_smem, *k_marks = k_ring.wait(j - start)
-                s = product(q_smem, k_smem, issued=pass_turn)
+                s = product(scratch["q"].at[not_ahead(warpgroup, j)], k_smem, issued=pass_turn)
                 r, factor = raw_logits(s, call)
                 if masked:
                     columns = {name: x.at[0] for (_, name), x in zip(pairs, k_marks, strict=True)}
