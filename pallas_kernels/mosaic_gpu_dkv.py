@@ -176,7 +176,7 @@ def backward_dkv(
         inputs | marks._asdict(),
         [jax.ShapeDtypeStruct(k.shape, k.dtype)] * 2,
         scratch,
-        dict(heads=kv_heads, blocks=keys // block_k, batch=batch),
+        dict(heads=kv_heads, blocks=pl.cdiv(keys, block_k), batch=batch),
         call.interpret,
     )
     return dk, dv

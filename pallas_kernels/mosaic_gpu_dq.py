@@ -43,7 +43,12 @@ def backward_dq(
     d_out: Float[Array, "B T N H"],
     table: Int[Array, "b blocks 4"],
 ) -> Float[Array, "B T N H"]:
-    """dq; T and S are whole blocks, lse is times log2(e) and +inf where a query sees nothing."""
+    """dq.
+
+    Args:
+        lse, delta: in whole blocks, as the marks are; lse times log2(e), and +inf where a query
+            sees nothing.
+    """
     (batch, queries, heads, head_dim), kv_heads = q.shape, k.shape[2]
     block_q, block_k = call.blocks.dq
     rows, group = block_q // COMPUTE_WARPGROUPS, heads // kv_heads
@@ -128,7 +133,7 @@ def backward_dq(
         inputs | marks._asdict(),
         [jax.ShapeDtypeStruct(q.shape, q.dtype)],
         scratch,
-        dict(heads=heads, blocks=queries // block_q, batch=batch),
+        dict(heads=heads, blocks=pl.cdiv(queries, block_q), batch=batch),
         call.interpret,
     )
     return dq

@@ -7,6 +7,7 @@ tensor core (Shah et al. 2024, "FlashAttention-3", section 3.1).
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,11 @@ class Softmax:
         values = self.values * along_rows(shrink, self.values.shape)
         return Softmax(values, top, self.total * shrink + weights.sum(axis=1)), weights
 
+    def add(self, weights: Array, v: Any, in_smem: Any | None) -> "Softmax":
+        """Adds the values of a tile that was weighed."""
+        values = add_product(self.values, weights, v, 0, in_smem)
+        return dataclasses.replace(self, values=values)
+
     def finish(self) -> tuple[Array, Array]:
         """The output and the natural log-sum-exp; 0 and -inf where no key was seen."""
         some = self.total > 0
@@ -92,11 +98,18 @@ def forward(
     sinks: Float[Array, " N"] | None,
     table: Int[Array, "b blocks 4"],
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
-    """Output and log-sum-exp; T and S are whole blocks, `offset` the position of query 0."""
+    """Output and log-sum-exp; the latter, and the marks, in whole blocks.
+
+    Args:
+        offset: position of query 0.
+        stages: slots of the rings.
+        table: of `block_table`.
+    """
     (batch, queries, heads, head_dim), kv_heads = q.shape, k.shape[2]
     block_q, block_k = call.blocks.forward
     rows, group = block_q // COMPUTE_WARPGROUPS, heads // kv_heads
     simple, pairs = bool(call.interpret), mark_pairs(marks)
+    blocks = pl.cdiv(queries, block_q)
 
     def attend(refs, outs, scratch):
         q_ref, k_ref, v_ref = refs["q"], refs["k"], refs["v"]
@@ -154,9 +167,9 @@ def forward(
                 weights = weights.astype(q.dtype)
                 pass_turn()
                 (v_smem,) = v_ring.wait(j - start)
-                values = add_product(state.values, weights, v_smem, 0, weights_smem)
+                state = state.add(weights, v_smem, weights_smem)
                 v_ring.release(j - start)
-                return dataclasses.replace(state, values=values)
+                return state
 
             # The second warpgroup starts one turn late, and the first one ends one late.
             pl.when(warpgroup == 1)(pass_turn)
@@ -190,8 +203,8 @@ def forward(
         attend,
         inputs,
         [jax.ShapeDtypeStruct(q.shape, q.dtype),
-         jax.ShapeDtypeStruct((batch, heads, queries), jnp.float32)],
+         jax.ShapeDtypeStruct((batch, heads, blocks * block_q), jnp.float32)],
         scratch,
-        dict(heads=heads, blocks=queries // block_q, batch=batch),
+        dict(heads=heads, blocks=blocks, batch=batch),
         call.interpret,
     )  # fmt: skip

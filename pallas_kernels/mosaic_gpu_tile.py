@@ -231,8 +231,9 @@ def launch(
     scratch: dict[str, Any],
     grid: dict[str, int],
     interpret: Any,
+    readers: int = COMPUTE_WARPGROUPS,
 ) -> Sequence[Array]:
-    """Runs `body(inputs by name, outputs, scratch by name)` with all warpgroups of a block."""
+    """Runs `body(inputs by name, outputs, scratch by name)` in `readers` warpgroups and a loader."""
     given = {name: x for name, x in inputs.items() if x is not None}
 
     def kernel(*refs, **scratch_refs):
@@ -245,7 +246,7 @@ def launch(
         scratch_types=scratch,
         grid=tuple(grid.values()),
         grid_names=tuple(grid),
-        num_threads=COMPUTE_WARPGROUPS + 1,
+        num_threads=readers + 1,
         thread_name="warpgroup",
         compiler_params=PARAMS,
         interpret=interpret,
