@@ -48,13 +48,14 @@ def decode(
     """The semantics of `decode.decode_attention`, whose arguments these are, checked.
 
     Args:
-        block: slots of a tile, 64 or 128; 64 if None. A cache length that 8 does not divide is
+        block: slots of a tile, 32, 64 or 128; None takes what shared memory allows. A cache length that 8 does not divide is
             padded, and so copied, at every step.
 
     Raises:
         ValueError: as `mosaic_gpu.forward` does.
     """
-    block = 64 if block is None else block
+    if block is None:
+        block = 64 if q.shape[-1] <= 128 else 32
     call = Call(None, scale, soft_cap, BlockSizes(*[(ROWS, block)] * 3), interpret)
     check_support(call, q)
     batch, heads, head_dim = q.shape
@@ -172,9 +173,10 @@ def _parts(
             plgpu.copy_smem_to_gmem(scratch["lse"], outs[1].at[row, member, part])
             plgpu.wait_smem_to_gmem(0)  # shared memory must outlive the stores
 
-    tiles = smem_tiles((_STAGES, 1, block, head_dim), q.dtype)
+    width = min(64, block)
+    tiles = smem_tiles((_STAGES, 1, block, head_dim), q.dtype, width)
     scratch = dict(
-        q=smem_tiles((1, ROWS, head_dim), q.dtype),
+        q=smem_tiles((1, ROWS, head_dim), q.dtype, width),
         k=ring_scratch([tiles], _STAGES, readers=1),
         v=ring_scratch([tiles], _STAGES, readers=1),
         out=plgpu.SMEM((ROWS, head_dim), jnp.float32),
@@ -182,7 +184,7 @@ def _parts(
         q_ready=plgpu.Barrier(),
     )
     if simple:
-        scratch["weights"] = smem_tiles((ROWS, block), q.dtype)
+        scratch["weights"] = smem_tiles((ROWS, block), q.dtype, width)
     part_shape = (batch, members, splits)
     return launch(
         attend_decode,
