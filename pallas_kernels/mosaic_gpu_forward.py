@@ -111,7 +111,7 @@ def forward(
     simple, pairs = bool(call.interpret), mark_pairs(marks)
     blocks = pl.cdiv(queries, block_q)
 
-    def attend(refs, outs, scratch):
+    def attend_forward(refs, outs, scratch):
         q_ref, k_ref, v_ref = refs["q"], refs["k"], refs["v"]
         out_ref, lse_ref = outs
         head, block, row = (lax.axis_index(name) for name in ("heads", "blocks", "batch"))
@@ -200,7 +200,7 @@ def forward(
     if simple:
         scratch["weights"] = smem_tiles((COMPUTE_WARPGROUPS, rows, block_k), q.dtype)
     return launch(
-        attend,
+        attend_forward,
         inputs,
         [jax.ShapeDtypeStruct(q.shape, q.dtype),
          jax.ShapeDtypeStruct((batch, heads, blocks * block_q), jnp.float32)],
