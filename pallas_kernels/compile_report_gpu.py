@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -94,9 +95,10 @@ def report(head_dim: int, variant: str) -> dict[str, dict[str, int]]:
 
     Assembles in a process of its own: the assembler's words go to the output of the process.
     """
+    module = "pallas_kernels.compile_report_gpu"
     done = subprocess.run(
-        [sys.executable, "-m", __spec__.name if __spec__ else __name__,
-         "--compile", str(head_dim), variant],
+        [sys.executable, "-m", module, "--compile", str(head_dim), variant],
+        cwd=pathlib.Path(__file__).parents[1],
         env=os.environ | {"MOSAIC_GPU_DUMP_PTXAS": "1", "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
@@ -129,9 +131,7 @@ def _compile(head_dim: int, variant: str) -> None:
     if variant == "decode":
         cache = shape(_BATCH, _KEYS, _KV_HEADS, head_dim)
         lengths = shape(_BATCH, dtype=jnp.int32)
-        compile_for_hopper(
-            _decode, shape(_BATCH, _HEADS, head_dim), cache, cache, lengths, sinks
-        )
+        compile_for_hopper(_decode, shape(_BATCH, _HEADS, head_dim), cache, cache, lengths, sinks)
         return
     name, *features = variant.split(", ")
     window = _WINDOWS[name]

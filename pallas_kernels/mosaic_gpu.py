@@ -21,6 +21,8 @@ HEAD_DIMS = (64, 128, 256)
 # TMA fills what lies beyond an array with zeros and stores nothing there, but it moves whole
 # groups of 8 rows: a length that 8 divides needs no padded copy.
 TMA_ROWS = 8
+# jax refuses causal masks in its own Hopper attention for the same versions.
+_BAD_CUDA = (12080, 12091)
 _USE_XLA = 'pass implementation="xla", which serves here'
 
 
@@ -81,7 +83,8 @@ def backward(
         return (
             call, keys - queries, stages,
             *(_pad(x, 1, TMA_ROWS) for x in (q, k, v)), padded,
-            _pad(lse, 2, block_q, jnp.inf), _pad(delta, 2, block_q), _pad(d_out, 1, TMA_ROWS), table,
+            _pad(lse, 2, block_q, jnp.inf), _pad(delta, 2, block_q),
+            _pad(d_out, 1, TMA_ROWS), table,
         )  # fmt: skip
 
     dq = mosaic_gpu_dq.backward_dq(*arguments(*call.blocks.dq, by_key=False))
@@ -118,6 +121,7 @@ def check_support(call: Call, q: Array) -> None:
             "q", f"head size {q.shape[-1]} for 'mosaic_gpu'", "64, 128 or 256",
             f"pad the heads with zeros and pass the scale, or {_USE_XLA}",
         )  # fmt: skip
+    # Elsewhere than on a GPU the call is compiled ahead for one, or Pallas itself refuses it.
     if not call.interpret and jax.default_backend() == "gpu":
         capability = getattr(jax.devices()[0], "compute_capability", "0")
         if float(capability) < 9.0:
@@ -125,6 +129,22 @@ def check_support(call: Call, q: Array) -> None:
                 "implementation", f"'mosaic_gpu' on compute capability {capability}",
                 "9.0 or later (H100, H200)", _USE_XLA,
             )  # fmt: skip
+        version = _cuda_version()
+        if version is not None and _BAD_CUDA[0] <= version < _BAD_CUDA[1]:
+            raise bad_argument(
+                "implementation", f"'mosaic_gpu' on CUDA {version}",
+                f"CUDA before {_BAD_CUDA[0]} or from {_BAD_CUDA[1]} on",
+                f"its assembler miscompiles causal masks: update CUDA, or {_USE_XLA}",
+            )  # fmt: skip
+
+
+def _cuda_version() -> int | None:
+    """1000 * major + 10 * minor + patch, as CUDA writes it; None if jax does not tell."""
+    try:
+        from jax._src.lib import cuda_versions
+    except ImportError:
+        return None
+    return None if cuda_versions is None else cuda_versions.cuda_runtime_get_version()
 
 
 def _pad(x: Array, axis: int, block: int, value: float = 0) -> Array:

@@ -6,6 +6,8 @@ sequence are shared out to several thread blocks where sequences and heads alone
 multiprocessors idle; their parts are merged by their log-sum-exps in XLA.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -48,8 +50,8 @@ def decode(
     """The semantics of `decode.decode_attention`, whose arguments these are, checked.
 
     Args:
-        block: slots of a tile, 32, 64 or 128; None takes what shared memory allows. A cache length that 8 does not divide is
-            padded, and so copied, at every step.
+        block: slots of a tile, 32, 64 or 128; None takes what shared memory allows. A cache whose
+            length 8 does not divide is padded, and so copied, at every step.
 
     Raises:
         ValueError: as `mosaic_gpu.forward` does.
@@ -97,6 +99,78 @@ def _merge(
     return (out * weights[..., None]).sum(axis=-2) / jnp.where(total == 0, 1, total)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Decode:
+    """The kernel; `rows` are those of the 64 that hold a query, `per_kv_head` blocks of them."""
+
+    call: Call
+    rows: int
+    block: int
+    head_dim: int
+    splits: int
+    per_kv_head: int
+
+    def body(self, refs: dict[str, Any], outs: Sequence[Any], scratch: dict[str, Any]) -> None:
+        member, part, batch = (lax.axis_index(name) for name in ("members", "parts", "batch"))
+        written = refs["filled"][batch]
+        # Evenly among the parts; the last ones may get nothing, and say so by their lse.
+        stop = lax.div(written + (self.block - 1), jnp.int32(self.block))
+        share = lax.div(stop + (self.splits - 1), jnp.int32(self.splits))
+        start = jnp.minimum(part * share, stop)
+        stop = jnp.minimum(start + share, stop)
+        whole = jnp.clip(lax.div(written, jnp.int32(self.block)), start, stop)
+        k_ring, v_ring = (Ring(*scratch[name], _STAGES) for name in ("k", "v"))
+
+        @pl.when(lax.axis_index("warpgroup") == 1)
+        def load():
+            kv_head = lax.div(member, jnp.int32(self.per_kv_head))
+
+            def fill(step, _):
+                # Only blocks with a written slot; TMA fills with zeros beyond the cache.
+                at = (batch, pl.ds((start + step) * self.block, self.block), kv_head)
+                k_ring.fill(step, [[refs["k"].at[at]]])
+                v_ring.fill(step, [[refs["v"].at[at]]])
+                return _
+
+            lax.fori_loop(0, stop - start, fill, None)
+            k_ring.drain(stop - start)
+            v_ring.drain(stop - start)
+
+        @pl.when(lax.axis_index("warpgroup") == 0)
+        def compute():
+            to = [out.at[batch, member, part] for out in outs]
+            table = (start, start, whole, stop)
+            query = refs["q"].at[batch, member]
+            self._compute(query, table, written, to, scratch, k_ring, v_ring)
+
+    def _compute(self, query, table, written, to, scratch, k_ring: Ring, v_ring: Ring) -> None:
+        # Rows of the tile beyond the group hold what was there before: no row sees another, and
+        # theirs are not stored.
+        some_rows, start = pl.ds(0, self.rows), table[0]
+        plgpu.copy_gmem_to_smem(query, scratch["q"].at[0, some_rows], scratch["q_ready"])
+        plgpu.barrier_wait(scratch["q_ready"])
+
+        def step(j, state, masked):
+            (k_smem,) = k_ring.wait(j - start)
+            r, factor = raw_logits(product(scratch["q"], k_smem), self.call)
+            k_ring.release(j - start)
+            if masked:
+                slot = plgpu.broadcasted_iota(jnp.int32, r.shape, 1, layout=plgpu.Layout.WGMMA)
+                r = jnp.where(slot < written - j * self.block, r, -jnp.inf)
+            state, weights = state.weigh(r, factor)
+            (v_smem,) = v_ring.wait(j - start)
+            state = state.add(weights.astype(query.dtype), v_smem, scratch.get("weights"))
+            v_ring.release(j - start)
+            return state
+
+        state = loop_blocks(table, step, Softmax.start(ROWS, self.head_dim, None))
+        scratch["out"][...], scratch["lse"][...] = state.finish()
+        plgpu.commit_smem()  # TMA reads through the async proxy, which must see the stores
+        plgpu.copy_smem_to_gmem(scratch["out"].at[some_rows], to[0])
+        plgpu.copy_smem_to_gmem(scratch["lse"], to[1])
+        plgpu.wait_smem_to_gmem(0)  # shared memory must outlive the stores
+
+
 def _parts(
     call: Call,
     q: Float[Array, "B M R H"],
@@ -108,91 +182,27 @@ def _parts(
     """Output and log-sum-exp of each part of the slots, for M rows of R heads."""
     batch, members, rows, head_dim = q.shape
     block = call.blocks.forward[1]
-    per_kv_head = members // k_cache.shape[2]
-    simple = bool(call.interpret)
-
-    def attend_decode(refs, outs, scratch):
-        member, part, row = (lax.axis_index(name) for name in ("members", "parts", "batch"))
-        warpgroup = lax.axis_index("warpgroup")
-        written = refs["filled"][row]
-        # Evenly among the parts; the last ones may get nothing, and say so by their lse.
-        stop = lax.div(written + (block - 1), jnp.int32(block))
-        share = lax.div(stop + (splits - 1), jnp.int32(splits))
-        start = jnp.minimum(part * share, stop)
-        stop = jnp.minimum(start + share, stop)
-        whole = jnp.clip(lax.div(written, jnp.int32(block)), start, stop)
-        k_ring, v_ring = (Ring(*scratch[name], _STAGES) for name in ("k", "v"))
-
-        @pl.when(warpgroup == 1)
-        def load():
-            kv_head = lax.div(member, jnp.int32(per_kv_head))
-
-            def fill(j, _):
-                # Only blocks with a written slot; TMA fills with zeros beyond the cache.
-                at = (row, pl.ds(j * block, block), kv_head)
-                k_ring.fill(j - start, [[refs["k"].at[at]]])
-                v_ring.fill(j - start, [[refs["v"].at[at]]])
-                return _
-
-            lax.fori_loop(start, stop, fill, None)
-            k_ring.drain(stop - start)
-            v_ring.drain(stop - start)
-
-        @pl.when(warpgroup == 0)
-        def compute():
-            # Rows of the tile beyond the group hold what was there: no row sees another, and
-            # theirs are not stored.
-            some_rows = pl.ds(0, rows)
-            plgpu.copy_gmem_to_smem(
-                refs["q"].at[row, member], scratch["q"].at[0, some_rows], scratch["q_ready"]
-            )
-            plgpu.barrier_wait(scratch["q_ready"])
-
-            def step(j, state, masked):
-                (k_smem,) = k_ring.wait(j - start)
-                r, factor = raw_logits(product(scratch["q"], k_smem), call)
-                k_ring.release(j - start)
-                if masked:
-                    slot = plgpu.broadcasted_iota(
-                        jnp.int32, r.shape, 1, layout=plgpu.Layout.WGMMA
-                    )
-                    r = jnp.where(slot < written - j * block, r, -jnp.inf)
-                state, weights = state.weigh(r, factor)
-                (v_smem,) = v_ring.wait(j - start)
-                weights = weights.astype(q.dtype)
-                state = state.add(weights, v_smem, scratch["weights"] if simple else None)
-                v_ring.release(j - start)
-                return state
-
-            table = (start, start, whole, stop)
-            out, lse = loop_blocks(table, step, Softmax.start(ROWS, head_dim, None)).finish()
-            scratch["out"][...] = out
-            scratch["lse"][...] = lse
-            plgpu.commit_smem()  # TMA reads through the async proxy, which must see the stores
-            plgpu.copy_smem_to_gmem(scratch["out"].at[some_rows], outs[0].at[row, member, part])
-            plgpu.copy_smem_to_gmem(scratch["lse"], outs[1].at[row, member, part])
-            plgpu.wait_smem_to_gmem(0)  # shared memory must outlive the stores
-
     width = min(64, block)
     tiles = smem_tiles((_STAGES, 1, block, head_dim), q.dtype, width)
-    scratch = dict(
-        q=smem_tiles((1, ROWS, head_dim), q.dtype, width),
-        k=ring_scratch([tiles], _STAGES, readers=1),
-        v=ring_scratch([tiles], _STAGES, readers=1),
-        out=plgpu.SMEM((ROWS, head_dim), jnp.float32),
-        lse=plgpu.SMEM((ROWS,), jnp.float32),
-        q_ready=plgpu.Barrier(),
-    )
-    if simple:
+    scratch = {
+        "q": smem_tiles((1, ROWS, head_dim), q.dtype, width),
+        "k": ring_scratch([tiles], _STAGES, readers=1),
+        "v": ring_scratch([tiles], _STAGES, readers=1),
+        "out": plgpu.SMEM((ROWS, head_dim), jnp.float32),
+        "lse": plgpu.SMEM((ROWS,), jnp.float32),
+        "q_ready": plgpu.Barrier(),
+    }
+    if call.interpret:
         scratch["weights"] = smem_tiles((ROWS, block), q.dtype, width)
     part_shape = (batch, members, splits)
     return launch(
-        attend_decode,
-        dict(q=q, k=k_cache, v=v_cache, filled=filled),
+        "attend_decode",
+        _Decode(call, rows, block, head_dim, splits, members // k_cache.shape[2]).body,
+        {"q": q, "k": k_cache, "v": v_cache, "filled": filled},
         [jax.ShapeDtypeStruct((*part_shape, rows, head_dim), jnp.float32),
          jax.ShapeDtypeStruct((*part_shape, ROWS), jnp.float32)],
         scratch,
-        dict(members=members, parts=splits, batch=batch),
+        {"members": members, "parts": splits, "batch": batch},
         call.interpret,
         readers=1,
     )  # fmt: skip

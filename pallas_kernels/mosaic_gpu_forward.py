@@ -7,6 +7,7 @@ tensor core (Shah et al. 2024, "FlashAttention-3", section 3.1).
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,12 +21,11 @@ from pallas_kernels.flash import Call
 from pallas_kernels.mosaic_gpu_ring import Ring, ring_scratch
 from pallas_kernels.mosaic_gpu_tile import (
     BY_ROW,
-    COMPUTE_REGISTERS,
     COMPUTE_WARPGROUPS,
     LN2,
     LOG2E,
-    MEMORY_REGISTERS,
     NO_MAXIMUM,
+    Here,
     Sight,
     add_product,
     along_rows,
@@ -35,7 +35,6 @@ from pallas_kernels.mosaic_gpu_tile import (
     not_ahead,
     product,
     raw_logits,
-    read_table,
     row_of,
     smem_tiles,
     zeros,
@@ -87,6 +86,87 @@ class Softmax:
 jax.tree_util.register_dataclass(Softmax)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Forward:
+    """The kernel; `pairs` are the names of the marks there are."""
+
+    call: Call
+    offset: int
+    stages: int
+    rows: int
+    block_k: int
+    head_dim: int
+    group: int
+    pairs: list[tuple[str, str]]
+
+    def body(self, refs: dict[str, Any], outs: Sequence[Any], scratch: dict[str, Any]) -> None:
+        here = Here.read(refs["table"])
+        rings = [Ring(*scratch[name], self.stages) for name in ("k", "v")]
+        here.split(
+            lambda: self._load(here, refs, *rings),
+            lambda: self._compute(here, refs, outs, scratch, *rings),
+        )
+
+    def _load(self, here: Here, refs: dict[str, Any], k_ring: Ring, v_ring: Ring) -> None:
+        kv_head = lax.div(here.head, jnp.int32(self.group))
+
+        def fill(step, _):
+            keys = pl.ds((here.start + step) * self.block_k, self.block_k)
+            marks = [[refs[name].at[here.batch, keys]] for _, name in self.pairs]
+            k_ring.fill(step, [[refs["k"].at[here.batch, keys, kv_head]], *marks])
+            v_ring.fill(step, [[refs["v"].at[here.batch, keys, kv_head]]])
+            return _
+
+        lax.fori_loop(0, here.steps, fill, None)
+        k_ring.drain(here.steps)
+        v_ring.drain(here.steps)
+
+    def _compute(self, here, refs, outs, scratch, k_ring: Ring, v_ring: Ring) -> None:
+        first_q = here.block * (self.rows * COMPUTE_WARPGROUPS) + here.warpgroup * self.rows
+        own = pl.ds(first_q, self.rows)
+        q_smem, lse_smem = scratch["q"].at[here.warpgroup], scratch["lse"].at[here.warpgroup]
+        weights_smem = scratch["weights"].at[here.warpgroup] if "weights" in scratch else None
+        row_marks = {name: row_of(refs[name], here.batch, own) for name, _ in self.pairs}
+        sight = Sight(self.call.window, self.offset, 0, first_q, row_marks)
+        q_ready = scratch["q_ready"].at[here.warpgroup]
+        plgpu.copy_gmem_to_smem(refs["q"].at[here.batch, own, here.head], q_smem.at[0], q_ready)
+        plgpu.barrier_wait(q_ready)
+
+        def pass_turn():
+            # Both warpgroups come here equally often, so no arrival is left over.
+            plgpu.barrier_arrive(scratch["turn"])
+            plgpu.barrier_wait(scratch["turn"])
+
+        def step(j, state, masked):
+            k_smem, *k_marks = k_ring.wait(j - here.start)
+            q_again = scratch["q"].at[not_ahead(here.warpgroup, j)]
+            r, factor = raw_logits(product(q_again, k_smem, issued=pass_turn), self.call)
+            if masked:
+                r = sight.hide(r, j * self.block_k, [x.at[0] for x in k_marks])
+            k_ring.release(j - here.start)
+            state, weights = state.weigh(r, factor)
+            weights = weights.astype(outs[0].dtype)
+            pass_turn()
+            (v_smem,) = v_ring.wait(j - here.start)
+            state = state.add(weights, v_smem, weights_smem)
+            v_ring.release(j - here.start)
+            return state
+
+        # The second warpgroup starts one turn late, and the first one ends one late.
+        pl.when(here.warpgroup == 1)(pass_turn)
+        sink = refs["sinks"][here.head] if "sinks" in refs else None
+        state = loop_blocks(here.table, step, Softmax.start(self.rows, self.head_dim, sink))
+        pl.when(here.warpgroup == 0)(pass_turn)
+
+        out, lse_smem[...] = state.finish()
+        # No wgmma reads q any more: every product was waited for.
+        q_smem[0, ...] = out.astype(outs[0].dtype)
+        plgpu.commit_smem()  # TMA reads through the async proxy, which must see the stores
+        plgpu.copy_smem_to_gmem(q_smem.at[0], outs[0].at[here.batch, own, here.head])
+        plgpu.copy_smem_to_gmem(lse_smem, outs[1].at[here.batch, here.head, own])
+        plgpu.wait_smem_to_gmem(0)  # shared memory must outlive the stores
+
+
 def forward(
     call: Call,
     offset: int,
@@ -107,104 +187,28 @@ def forward(
     """
     (batch, queries, heads, head_dim), kv_heads = q.shape, k.shape[2]
     block_q, block_k = call.blocks.forward
-    rows, group = block_q // COMPUTE_WARPGROUPS, heads // kv_heads
-    simple, pairs = bool(call.interpret), mark_pairs(marks)
+    rows, pairs = block_q // COMPUTE_WARPGROUPS, mark_pairs(marks)
     blocks = pl.cdiv(queries, block_q)
-
-    def attend_forward(refs, outs, scratch):
-        q_ref, k_ref, v_ref = refs["q"], refs["k"], refs["v"]
-        out_ref, lse_ref = outs
-        head, block, row = (lax.axis_index(name) for name in ("heads", "blocks", "batch"))
-        warpgroup = lax.axis_index("warpgroup")
-        table_row = read_table(refs["table"], row, block)
-        start, stop = table_row[0], table_row[-1]
-        k_ring, v_ring = (Ring(*scratch[name], stages) for name in ("k", "v"))
-
-        @pl.when(warpgroup == COMPUTE_WARPGROUPS)
-        def load():
-            plgpu.set_max_registers(MEMORY_REGISTERS, action="decrease")
-            kv_head = lax.div(head, jnp.int32(group))
-
-            def fill(j, _):
-                keys = pl.ds(j * block_k, block_k)
-                marks_of_keys = [[refs[name].at[row, keys]] for _, name in pairs]
-                k_ring.fill(j - start, [[k_ref.at[row, keys, kv_head]], *marks_of_keys])
-                v_ring.fill(j - start, [[v_ref.at[row, keys, kv_head]]])
-                return _
-
-            lax.fori_loop(start, stop, fill, None)
-            k_ring.drain(stop - start)
-            v_ring.drain(stop - start)
-
-        @pl.when(warpgroup < COMPUTE_WARPGROUPS)
-        def compute():
-            plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-            first_q = block * block_q + warpgroup * rows
-            q_smem, lse_smem = scratch["q"].at[warpgroup], scratch["lse"].at[warpgroup]
-            weights_smem = scratch["weights"].at[warpgroup] if simple else None
-            rows_at = (row, pl.ds(first_q, rows))
-            row_marks = {name: row_of(refs[name], *rows_at) for name, _ in pairs}
-            sight = Sight(call.window, offset, 0, first_q, row_marks)
-            plgpu.copy_gmem_to_smem(
-                q_ref.at[row, pl.ds(first_q, rows), head], q_smem.at[0], scratch["q_ready"].at[warpgroup]
-            )
-            plgpu.barrier_wait(scratch["q_ready"].at[warpgroup])
-
-            def pass_turn():
-                # Both warpgroups come here equally often, so no arrival is left over.
-                plgpu.barrier_arrive(scratch["turn"])
-                plgpu.barrier_wait(scratch["turn"])
-
-            def step(j, state, masked):
-                k_smem, *k_marks = k_ring.wait(j - start)
-                s = product(scratch["q"].at[not_ahead(warpgroup, j)], k_smem, issued=pass_turn)
-                r, factor = raw_logits(s, call)
-                if masked:
-                    columns = {name: x.at[0] for (_, name), x in zip(pairs, k_marks, strict=True)}
-                    r = sight.hide(r, j * block_k, columns)
-                k_ring.release(j - start)
-                state, weights = state.weigh(r, factor)
-                weights = weights.astype(q.dtype)
-                pass_turn()
-                (v_smem,) = v_ring.wait(j - start)
-                state = state.add(weights, v_smem, weights_smem)
-                v_ring.release(j - start)
-                return state
-
-            # The second warpgroup starts one turn late, and the first one ends one late.
-            pl.when(warpgroup == 1)(pass_turn)
-            sink = None if sinks is None else refs["sinks"][head]
-            state = loop_blocks(table_row, step, Softmax.start(rows, head_dim, sink))
-            pl.when(warpgroup == 0)(pass_turn)
-
-            out, lse = state.finish()
-            # No wgmma reads q any more: every product was waited for.
-            q_smem[0, ...] = out.astype(q.dtype)
-            lse_smem[...] = lse
-            plgpu.commit_smem()  # TMA reads through the async proxy, which must see the stores
-            plgpu.copy_smem_to_gmem(q_smem.at[0], out_ref.at[row, pl.ds(first_q, rows), head])
-            plgpu.copy_smem_to_gmem(lse_smem, lse_ref.at[row, head, pl.ds(first_q, rows)])
-            plgpu.wait_smem_to_gmem(0)  # shared memory must outlive the stores
-
-    inputs = dict(q=q, k=k, v=v, table=table, sinks=sinks) | marks._asdict()
     tiles = smem_tiles((stages, 1, block_k, head_dim), q.dtype)
     mark_tiles = plgpu.SMEM((stages, 1, block_k), jnp.int32)
-    scratch = dict(
-        q=smem_tiles((COMPUTE_WARPGROUPS, 1, rows, head_dim), q.dtype),
-        lse=plgpu.SMEM((COMPUTE_WARPGROUPS, rows), jnp.float32),
-        k=ring_scratch([tiles, *[mark_tiles] * len(pairs)], stages, COMPUTE_WARPGROUPS),
-        v=ring_scratch([tiles], stages, COMPUTE_WARPGROUPS),
-        q_ready=plgpu.Barrier(num_barriers=COMPUTE_WARPGROUPS),
-        turn=plgpu.Barrier(num_arrivals=COMPUTE_WARPGROUPS),
-    )
-    if simple:
+    scratch = {
+        "q": smem_tiles((COMPUTE_WARPGROUPS, 1, rows, head_dim), q.dtype),
+        "lse": plgpu.SMEM((COMPUTE_WARPGROUPS, rows), jnp.float32),
+        "k": ring_scratch([tiles, *[mark_tiles] * len(pairs)], stages, COMPUTE_WARPGROUPS),
+        "v": ring_scratch([tiles], stages, COMPUTE_WARPGROUPS),
+        "q_ready": plgpu.Barrier(num_barriers=COMPUTE_WARPGROUPS),
+        "turn": plgpu.Barrier(num_arrivals=COMPUTE_WARPGROUPS),
+    }
+    if call.interpret:
         scratch["weights"] = smem_tiles((COMPUTE_WARPGROUPS, rows, block_k), q.dtype)
+    kernel = _Forward(call, offset, stages, rows, block_k, head_dim, heads // kv_heads, pairs)
     return launch(
-        attend_forward,
-        inputs,
+        "attend_forward",
+        kernel.body,
+        {"q": q, "k": k, "v": v, "table": table, "sinks": sinks} | marks._asdict(),
         [jax.ShapeDtypeStruct(q.shape, q.dtype),
          jax.ShapeDtypeStruct((batch, heads, blocks * block_q), jnp.float32)],
         scratch,
-        dict(heads=heads, blocks=blocks, batch=batch),
+        {"heads": heads, "blocks": blocks, "batch": batch},
         call.interpret,
     )  # fmt: skip

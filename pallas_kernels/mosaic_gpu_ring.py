@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """Buffers, each [stages, parts, ...], with their two barriers, as `ring_scratch` lays them out."""
+    """Buffers [stages, parts, ...] with their two barriers, as `ring_scratch` lays them out."""
 
     buffers: Sequence[Any]
     ready: Any

@@ -152,8 +152,12 @@ class Sight:
     first_row: Array
     rows: dict[str, Array]
 
-    def hide(self, r: Array, first_column: Array, columns: dict[str, Any]) -> Array:
-        """r where the query sees the key, -inf elsewhere; `columns` are in shared memory."""
+    def hide(self, r: Array, first_column: Array, columns: Sequence[Any]) -> Array:
+        """r where the query sees the key, -inf elsewhere.
+
+        Args:
+            columns: the marks of the tile's columns in shared memory, in the order of `rows`.
+        """
         q, k = (
             plgpu.broadcasted_iota(jnp.int32, r.shape, axis, layout=plgpu.Layout.WGMMA)
             for axis in (self.q_axis, 1 - self.q_axis)
@@ -163,13 +167,10 @@ class Sight:
         shift = self.offset + (ahead if self.q_axis == 0 else -ahead)
         r = jnp.where(visible(q + shift, k, self.window), r, -jnp.inf)
         # One rule after the other: a mask of all rules, held beside r, costs registers.
-        for row, column in zip(self.rows, columns, strict=True):
-            sides = (
-                lax.broadcast_in_dim(self.rows[row], r.shape, [0]),
-                lax.broadcast_in_dim(column_of(columns[column]), r.shape, [1]),
-            )
+        for (name, row), column in zip(self.rows.items(), columns, strict=True):
+            sides = (along_rows(row, r.shape), along_columns(column_of(column), r.shape))
             q, k = sides[self.q_axis], sides[1 - self.q_axis]
-            by_segment = row.endswith("segments")
+            by_segment = name.endswith("segments")
             seen = same_segment(q, k) if by_segment else visible(q, k, self.window)
             r = jnp.where(seen, r, -jnp.inf)
         return r
@@ -207,6 +208,46 @@ def probabilities(
     return p, p if call.soft_cap is None else p * (1.0 - r * r)
 
 
+@dataclasses.dataclass(frozen=True)
+class Here:
+    """Where in the grid a warpgroup is, and its row of the block table."""
+
+    head: Array
+    block: Array
+    batch: Array
+    warpgroup: Array
+    table: Sequence[Array]
+
+    @staticmethod
+    def read(table_ref: Any) -> "Here":
+        head, block, batch, warpgroup = (
+            lax.axis_index(name) for name in ("heads", "blocks", "batch", "warpgroup")
+        )
+        row = jnp.minimum(batch, table_ref.shape[0] - 1)  # without marks one row serves all
+        return Here(head, block, batch, warpgroup, [table_ref[row, block, i] for i in range(4)])
+
+    @property
+    def start(self) -> Array:
+        return self.table[0]
+
+    @property
+    def steps(self) -> Array:
+        return self.table[-1] - self.table[0]
+
+    def split(self, load: Callable[[], None], compute: Callable[[], None]) -> None:
+        """Runs one or the other, by warpgroup, with the registers that it may have."""
+
+        @pl.when(self.warpgroup == COMPUTE_WARPGROUPS)
+        def _load():
+            plgpu.set_max_registers(MEMORY_REGISTERS, action="decrease")
+            load()
+
+        @pl.when(self.warpgroup < COMPUTE_WARPGROUPS)
+        def _compute():
+            plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
+            compute()
+
+
 def loop_blocks(table: Sequence[Array], body: Callable[..., Any], carry: Any) -> Any:
     """`body(block, carry, masked)` over a row of a block table."""
     start, inner_start, inner_stop, stop = table
@@ -219,12 +260,8 @@ def loop_blocks(table: Sequence[Array], body: Callable[..., Any], carry: Any) ->
     return over(inner_stop, stop, True, carry)
 
 
-def read_table(table_ref: Any, batch: Array, block: Array) -> list[Array]:
-    row = jnp.minimum(batch, table_ref.shape[0] - 1)  # one row of tables serves all without marks
-    return [table_ref[row, block, i] for i in range(4)]
-
-
 def launch(
+    name: str,
     body: Callable[..., None],
     inputs: dict[str, Array | None],
     out_type: Sequence[jax.ShapeDtypeStruct],
@@ -233,12 +270,11 @@ def launch(
     interpret: Any,
     readers: int = COMPUTE_WARPGROUPS,
 ) -> Sequence[Array]:
-    """Runs `body(inputs by name, outputs, scratch by name)` in `readers` warpgroups and a loader."""
+    """Runs `body(inputs by name, outputs, scratch by name)` in a loader and `readers` others."""
     given = {name: x for name, x in inputs.items() if x is not None}
 
     def kernel(*refs, **scratch_refs):
-        named = dict.fromkeys(inputs) | dict(zip(given, refs, strict=False))
-        body(named, refs[len(given) :], scratch_refs)
+        body(dict(zip(given, refs, strict=False)), refs[len(given) :], scratch_refs)
 
     return plgpu.kernel(
         kernel,
@@ -250,5 +286,5 @@ def launch(
         thread_name="warpgroup",
         compiler_params=PARAMS,
         interpret=interpret,
-        kernel_name=body.__name__,
+        kernel_name=name,
     )(*given.values())

@@ -8,7 +8,13 @@ import pathlib
 
 import pytest
 
-from pallas_kernels.compile_report_gpu import VARIANTS, _parse, available, compile_for_hopper, report
+from pallas_kernels.compile_report_gpu import (
+    VARIANTS,
+    _parse,
+    available,
+    compile_for_hopper,
+    report,
+)
 from pallas_kernels.mosaic_gpu import HEAD_DIMS
 
 SNAPSHOT = pathlib.Path(__file__).parent / "snapshots" / "gpu.json"

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import mosaic_gpu
 from pallas_kernels.decode import decode_attention
 from pallas_kernels.flash import Call, flash_attention
 from pallas_kernels.mosaic_gpu import KERNELS, OLDEST_JAX
@@ -139,14 +140,15 @@ def test_vmap_equals_a_loop():
 
 
 DECODE = {
-    "short": dict(batch=3, slots=100, heads=6, kv_heads=2, head_dim=64),
-    "features": dict(
-        batch=3, slots=130, heads=8, kv_heads=1, head_dim=128, soft_cap=2.0, sinks=True
-    ),
-    "H 256": dict(batch=2, slots=70, heads=2, kv_heads=2, head_dim=256, sinks=True),
-    "more heads than rows": dict(batch=2, slots=64, heads=70, kv_heads=1, head_dim=64),
-    "one part": dict(batch=70, slots=130, heads=2, kv_heads=2, head_dim=64),
-}
+    "short": {"batch": 3, "slots": 100, "heads": 6, "kv_heads": 2, "head_dim": 64},
+    "features": {
+        "batch": 3, "slots": 130, "heads": 8, "kv_heads": 1, "head_dim": 128, "soft_cap": 2.0,
+        "sinks": True,
+    },
+    "H 256": {"batch": 2, "slots": 70, "heads": 2, "kv_heads": 2, "head_dim": 256, "sinks": True},
+    "more heads than rows": {"batch": 2, "slots": 64, "heads": 70, "kv_heads": 1, "head_dim": 64},
+    "one part": {"batch": 70, "slots": 130, "heads": 2, "kv_heads": 2, "head_dim": 64},
+}  # fmt: skip
 
 
 def assert_decode_matches(batch, slots, heads, kv_heads, head_dim, interpret, **options):
@@ -169,11 +171,14 @@ def assert_decode_matches(batch, slots, heads, kv_heads, head_dim, interpret, **
     np.testing.assert_allclose(np.asarray(got, np.float64), wanted, rtol=0, atol=LOW.output)
 
 
+slow_decode = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("features", "H 256", "more heads than rows")
+]
+
+
 @supported
-@pytest.mark.parametrize(
-    "name", ["short", "features", *(pytest.param(x, marks=pytest.mark.slow) for x in
-                                    ("H 256", "more heads than rows"))],
-)  # fmt: skip
+@pytest.mark.parametrize("name", ["short", *slow_decode])
 def test_decode_matches_in_the_interpreter(name):
     assert_decode_matches(**DECODE[name], interpret=interpreter())
 
@@ -220,4 +225,17 @@ def test_a_chip_before_hopper_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [Ampere()])
     wanted = "got 'mosaic_gpu' on compute capability 8.0; wanted 9.0 or later (H100, H200); fix: "
     with pytest.raises(ValueError, match=re.escape(wanted) + '.*implementation="xla"'):
+        attend_with()
+
+
+@supported
+def test_an_assembler_that_miscompiles_masks_is_refused(monkeypatch):
+    class Hopper:
+        compute_capability = "9.0"
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [Hopper()])
+    monkeypatch.setattr(mosaic_gpu, "_cuda_version", lambda: 12081)
+    wanted = "got 'mosaic_gpu' on CUDA 12081; wanted CUDA before 12080 or from 12091 on; fix: "
+    with pytest.raises(ValueError, match=re.escape(wanted)):
         attend_with()
