@@ -60,8 +60,17 @@ gpu_device_info {{
 }}
 """
 
-# Forward and backward by window class, with nothing on and with everything on; the decode step.
-VARIANTS = ("narrow", "narrow, all features", "wide", "wide, all features", "decode")
+# Forward and backward by window class, and what is switched on; the decode step has all it knows.
+# A feature alone is there too: fewer features once spilled where all of them did not.
+VARIANTS = (
+    "narrow",
+    "narrow, soft cap",
+    "narrow, segments",
+    "narrow, all features",
+    "wide",
+    "wide, all features",
+    "decode",
+)
 _WINDOWS = {"narrow": 300, "wide": None}
 # T and S are no multiple of any block.
 _BATCH, _QUERIES, _KEYS, _HEADS, _KV_HEADS = 2, 1000, 1100, 4, 2
@@ -133,14 +142,17 @@ def _compile(head_dim: int, variant: str) -> None:
         lengths = shape(_BATCH, dtype=jnp.int32)
         compile_for_hopper(_decode, shape(_BATCH, _HEADS, head_dim), cache, cache, lengths, sinks)
         return
-    name, *features = variant.split(", ")
+    name, _, features = variant.partition(", ")
+    everything = features == "all features"
     window = _WINDOWS[name]
-    blocks = block_sizes(_NAME, head_dim, window)
-    call = Call(window, head_dim**-0.5, 30.0 if features else None, blocks)
+    soft_cap = 30.0 if everything or features == "soft cap" else None
+    call = Call(window, head_dim**-0.5, soft_cap, block_sizes(_NAME, head_dim, window))
 
     def both(q, k, v, d_out, lse, delta, sinks, *marks):
-        given = Marks(*marks) if features else NO_MARKS
-        out = KERNELS.forward(call, q, k, v, given, sinks if features else None)
+        given = Marks(*marks) if everything else NO_MARKS
+        if features == "segments":
+            given = Marks(*marks[:2])
+        out = KERNELS.forward(call, q, k, v, given, sinks if everything else None)
         return out, KERNELS.backward(call, q, k, v, given, lse, delta, d_out)
 
     q = shape(_BATCH, _QUERIES, _HEADS, head_dim)

@@ -1,9 +1,9 @@
 """Windowed attention on NVIDIA Hopper and later through Pallas Mosaic GPU: wgmma, TMA, warpgroups.
 
-Takes bfloat16. Hopper's tensor core has no float32 product: its nearest, tf32, keeps 11 bits and
-would miss this package's tolerance for float32 a thousandfold, so float32 is refused, with the
-name of the implementation that takes it. The kernels are imported at the first call: what they
-need is not in the oldest jax that the rest of the package supports.
+Takes bfloat16. Hopper's tensor core has no float32 product: its nearest, tf32, rounds to 11 bits,
+5e-4, where this package promises 2e-6 for float32. So float32 is refused, with the name of the
+implementation that takes it. The kernels are imported at the first call: what they need is not in
+the oldest jax that the rest of the package supports.
 """
 
 import math
@@ -97,7 +97,7 @@ KERNELS = Kernels(forward, backward)
 
 def ring_stages(head_dim: int, own_tokens: int, block: int) -> int:
     """How many pairs of [block, H] tiles fit into shared memory beside a block's own tokens."""
-    # 224 KiB, less what barriers, marks and the sums of rows take.
+    # Of 227 KiB; barriers, marks and sums of rows take the rest.
     tokens = 220 * 1024 // (2 * head_dim) - own_tokens
     return max(2, min(4, tokens // (2 * block)))
 

@@ -28,7 +28,7 @@ NO_MAXIMUM = -1e30
 # Rows of one wgmma: each compute warpgroup holds a multiple of these.
 ROWS = 64
 COMPUTE_WARPGROUPS = 2
-# 2 * 128 * 232 + 128 * 40 registers are what one Hopper core has, to within 1,024.
+# 128 * (2 * 240 + 24) of the 65,536 registers there are; both must be multiples of 8.
 COMPUTE_REGISTERS, MEMORY_REGISTERS = 240, 24
 PARAMS = plgpu.CompilerParams(approx_math=True)
 

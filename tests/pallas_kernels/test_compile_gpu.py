@@ -25,10 +25,14 @@ _QUICK = {(64, "narrow, all features"), (64, "decode")}
 
 
 def variants():
-    for head_dim in HEAD_DIMS:
-        for variant in VARIANTS:
-            marks = () if (head_dim, variant) in _QUICK else (pytest.mark.slow,)
-            yield pytest.param(head_dim, variant, marks=marks, id=f"H {head_dim}, {variant}")
+    return [
+        pytest.param(
+            head_dim, variant, id=f"H {head_dim}, {variant}",
+            marks=() if (head_dim, variant) in _QUICK else (pytest.mark.slow,),
+        )
+        for head_dim in HEAD_DIMS
+        for variant in VARIANTS
+    ]  # fmt: skip
 
 
 def compare(kernels, wanted):
