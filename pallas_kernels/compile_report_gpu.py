@@ -12,6 +12,7 @@ threads; what it could not fit shows as spills.
 
 import argparse
 import importlib.util
+import inspect
 import json
 import os
 import pathlib
@@ -92,8 +93,9 @@ def compile_for_hopper(fn: Callable[..., Any], *shapes: jax.ShapeDtypeStruct) ->
         platform="cuda", target_config=_TARGET, topology="1x1x1"
     )
     everywhere = NamedSharding(Mesh(topology.devices[:1], ("device",)), PartitionSpec())
-    # jax 0.12 asks for the platform too.
-    about = (_NAME, _CORES) if jax.__version_info__ < (0, 12, 0) else (_NAME, _CORES, "gpu")
+    # Some versions of jax ask for the platform too.
+    wanted = len(inspect.signature(AbstractDevice).parameters)
+    about = (_NAME, _CORES, "gpu")[:wanted]
     mesh = AbstractMesh((), (), abstract_device=AbstractDevice(*about))
     with jax.sharding.use_abstract_mesh(mesh):
         return jax.jit(fn, in_shardings=(everywhere,) * len(shapes)).lower(*shapes).compile()

@@ -224,7 +224,10 @@ class Here:
             lax.axis_index(name) for name in ("heads", "blocks", "batch", "warpgroup")
         )
         row = jnp.minimum(batch, table_ref.shape[0] - 1)  # without marks one row serves all
-        return Here(head, block, batch, warpgroup, [table_ref[row, block, i] for i in range(4)])
+        # Within shard_map what a reference gives is marked as varying, and what an operation gives
+        # is not; a loop wants the same of its first index as of the next ones.
+        table = [table_ref[row, block, i] + 0 for i in range(4)]
+        return Here(head, block, batch, warpgroup, table)
 
     @property
     def start(self) -> Array:
