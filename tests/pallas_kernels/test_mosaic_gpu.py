@@ -64,7 +64,9 @@ def assert_matches_oracle(case, got, lse_tolerance):
 
 @supported
 @pytest.mark.parametrize("name", cases())
-def test_outputs_and_gradients_match_in_the_interpreter_without_a_race(name):
+def test_outputs_and_gradients_match_in_the_interpreter_without_a_race(name, monkeypatch):
+    # Rows are short here: with more slots no ring would come round.
+    monkeypatch.setattr(mosaic_gpu, "ring_stages", lambda *_: 2)
     case = CASES[name]
     got = of_kernels(case, interpreter())
     assert_matches_oracle(case, got, TOLERANCES["float32"].output)
