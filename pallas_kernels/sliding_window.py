@@ -145,8 +145,6 @@ def _mosaic_attention(
     soft_cap: float | None,
     sinks: Float[Array, " N"] | None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    blocks = block_sizes or tuning.block_sizes(  # type: ignore[attr-defined]
-        device()[1], q.shape[-1], window
-    )
+    blocks = block_sizes or tuning.block_sizes(device()[1], q.shape[-1], window)
     call = Call(window, scale, soft_cap, blocks)
     return flash_attention(kernels(name, "KERNELS"), call, q, k, v, marks, sinks)

@@ -42,9 +42,24 @@ TPU: dict[tuple[str, int, int], BlockSizes] = {
     for head_dim in (64, 128)
 }
 
+# By head size and window class: as large as registers and shared memory of Hopper allow without
+# spills (`compile_report_gpu`); not yet timed on a device.
+GPU = {
+    (64, "narrow"): BlockSizes(forward=(128, 128), dq=(128, 128), dkv=(64, 128)),
+    (64, "wide"): BlockSizes(forward=(128, 128), dq=(128, 128), dkv=(128, 128)),
+    (128, "narrow"): BlockSizes(forward=(128, 128), dq=(128, 64), dkv=(64, 128)),
+    (128, "wide"): BlockSizes(forward=(128, 128), dq=(128, 64), dkv=(64, 128)),
+    (256, "narrow"): BlockSizes(forward=(128, 64), dq=(128, 32), dkv=(64, 64)),
+    (256, "wide"): BlockSizes(forward=(128, 64), dq=(128, 32), dkv=(64, 64)),
+}
+
 
 def block_sizes(device_kind: str, head_dim: int, window: int | None) -> BlockSizes:
-    """Blocks for a TPU of `device_kind`, as `jax.Device.device_kind` names it."""
+    """Blocks for a device as `jax.Device.device_kind` names it: a TPU, or an NVIDIA GPU."""
+    if not device_kind.startswith("TPU"):
+        # One table serves every NVIDIA chip that has kernels.
+        size = next((size for size in (64, 128) if head_dim <= size), 256)
+        return GPU[size, "narrow" if window is not None and window <= 512 else "wide"]
     if window is not None and (device_kind, head_dim, window) in TPU:
         return TPU[device_kind, head_dim, window]
     # Wider tiles than the window is wide are mostly outside it; above 512 nothing is gained.
