@@ -23,6 +23,7 @@ from pallas_kernels import chosen_implementation, decode_attention, sliding_wind
 Queries = Float[Array, "B T N H"]
 Keys = Float[Array, "B T K H"]
 Values = Float[Array, "B T K H"]
+Names = tuple[str | None, ...]
 
 
 class Attention(nnx.Module):
@@ -102,7 +103,7 @@ def attend_rows(
         )
 
     # Rows come whole: on a mesh with a context axis they are gathered first.
-    rows = (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM)
+    rows: Names = (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM)
     names = [rows, rows, rows]
     arrays = [queries, keys, values]
     if segment_ids is not None:
@@ -126,8 +127,8 @@ def attend_cache(
         soft_cap=config.attention_soft_cap,
         implementation="xla" if name == "reference" else name,
     )
-    one = (axes.BATCH, axes.KV_HEADS, axes.HEAD_DIM)
-    ring = (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM)
+    one: Names = (axes.BATCH, axes.KV_HEADS, axes.HEAD_DIM)
+    ring: Names = (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM)
     names = [one, ring, ring, (axes.BATCH,)]
     return _placed(config, attend, names, one, queries)(queries, keys, values, lengths)
 
@@ -135,8 +136,8 @@ def attend_cache(
 def _placed(
     config: ModelConfig,
     attend: Callable[..., Array],
-    inputs: list[tuple[str | None, ...]],
-    output: tuple[str | None, ...],
+    inputs: list[Names],
+    output: Names,
     like: jax.Array,
 ) -> Callable[..., Array]:
     """A kernel is one operation that the partitioner cannot cut: each device calls its own.
