@@ -228,9 +228,9 @@ def _dq_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
                     )[1]
                     for section, products, d_products in parts
                 ]  # fmt: skip
-                slopes = jnp.concatenate(slopes, axis=0).astype(turned.dtype)
+                joined = jnp.concatenate(slopes, axis=0).astype(turned.dtype)
                 first = parts[0][0].row
-                out = tiles.matmul(turned[:, first : first + slopes.shape[0]], slopes)
+                out = tiles.matmul(turned[:, first : first + joined.shape[0]], joined)
                 sum_ref[here] = out if fresh else sum_ref[here] + out
 
             tiles.pipeline(band.strips_of_queries(at), PART, begin, finish)

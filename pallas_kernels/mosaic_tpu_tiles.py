@@ -11,6 +11,7 @@ code, which leaves out the parts that nothing sees, and tiles inside the window 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -190,7 +191,7 @@ def for_each_path(
     """
     clear = live if plain is None else live & plain
     for edge in band.edges():
-        pl.when(clear & (step == edge))(lambda edge=edge: tile(edge))
+        pl.when(clear & (step == edge))(functools.partial(tile, edge))
     first, stop = band.inner()
     if first < stop:
         pl.when(clear & (step >= first) & (step < stop))(lambda: tile(first))
@@ -213,6 +214,7 @@ def section_mask(section: Section, window: int | None) -> Array | None:
     if section.causal:
         seen = ahead >= -section.distance
     if section.windowed:
+        assert window is not None  # or nothing would cut the section on that side
         near = ahead < window - section.distance
         seen = near if seen is None else seen & near
     return seen
@@ -275,12 +277,11 @@ def pipeline(
     So one strip's products are under way in the matrix unit while the vector unit works on
     another's softmax. The longest strip goes first: nothing runs beside the end of the last.
     """
-    order = sorted(range(len(strips)), key=lambda n: -len(strips[n]))
-    waiting = None
-    for n in order:
+    longest, *others = sorted(range(len(strips)), key=lambda n: -len(strips[n]))
+    waiting = longest * width, begin(longest * width, strips[longest])
+    for n in others:
         begun = n * width, begin(n * width, strips[n])
-        if waiting is not None:
-            finish(*waiting)
+        finish(*waiting)
         waiting = begun
     finish(*waiting)
 
