@@ -56,7 +56,7 @@ def forward(call: Call, q: Array, k: Array, v: Array, marks: Marks, sinks: Array
         tiles.out_like(q, (batch, kv_heads, group, 1, rows.queries), jnp.float32),
     ]
     pairs = batch * heads * tiles.visible_pairs(queries, keys, call.window)
-    options = tiles.call_options("window_attention_forward", 2, pairs, operands, out_shape)
+    options = tiles.call_options("window_attention_forward", 2, pairs, operands, out_shape, block_q)
     out, lse = pl.pallas_call(
         functools.partial(_kernel, band=band, rows=rows, facts=facts, call=call),
         grid_spec=pltpu.PrefetchScalarGridSpec(
