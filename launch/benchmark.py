@@ -3,6 +3,9 @@
 python launch/benchmark.py attention
 python launch/benchmark.py attention --device=gpu --out runs/attention-gpu.json
 python launch/benchmark.py attention --device=gpu --lengths=4096 --head_dims=128
+python launch/benchmark.py attention --device=tpu --chips=v6e --windows=1024
+
+For TPU no TPU is needed: the bundles are counted that its compiler makes.
 """
 
 from collections.abc import Sequence
@@ -17,6 +20,7 @@ OUT = flags.DEFINE_string("out", None, "Where the figures go as JSON.")
 LENGTHS = flags.DEFINE_list("lengths", [], "Only rows of these lengths.")
 WINDOWS = flags.DEFINE_list("windows", [], "Only these windows.")
 HEAD_DIMS = flags.DEFINE_list("head_dims", [], "Only these head sizes.")
+CHIPS = flags.DEFINE_list("chips", [], "Only these chips; of --device=tpu.")
 SECONDS = flags.DEFINE_float("seconds", None, "About how long to time each shape and pass.")
 
 
@@ -28,6 +32,7 @@ def main(argv: Sequence[str]) -> None:
         windows=cli.integers(WINDOWS),
         head_dims=cli.integers(HEAD_DIMS),
         seconds=SECONDS.value,
+        chips=CHIPS.value,
         out=OUT.value,
     )
     print(f"\n{markdown}")

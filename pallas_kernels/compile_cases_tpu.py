@@ -1,7 +1,6 @@
 """Cases for `compile_report_tpu`: our kernels, and jax's splash attention at the same shapes.
 
-Useful products are those of visible (query, key) pairs: 4 * H FLOPs a pair forward, 2.5 times that
-backward. Blocks are (queries, keys) of a tile.
+Blocks are (queries, keys) of a tile.
 """
 
 import jax
@@ -10,15 +9,9 @@ import jax.numpy as jnp
 from pallas_kernels import mosaic_tpu, mosaic_tpu_backward, mosaic_tpu_decode
 from pallas_kernels.flash import Call
 from pallas_kernels.mosaic_tpu_marks import key_block, query_block
-from pallas_kernels.mosaic_tpu_tiles import Band, pad_rows, visible_pairs
+from pallas_kernels.mosaic_tpu_tiles import Band, pad_rows
 from pallas_kernels.tuning import BlockSizes
 from pallas_kernels.window import Marks
-
-
-def useful_flops(*, batch, length, heads, head_dim, window, backward: bool) -> float:
-    """FLOPs that the definition of attention asks for, forward or backward."""
-    pairs = batch * heads * visible_pairs(length, length, window)
-    return 4 * head_dim * pairs * (2.5 if backward else 1)
 
 
 def _arrays(batch, length, heads, kv_heads, head_dim, dtype):
@@ -119,10 +112,15 @@ def decode(*, batch=64, slots=4096, heads=8, kv_heads=8, head_dim, block=None, d
 
 
 def splash(
-    *, batch=16, length=8192, heads=8, kv_heads=8, head_dim, window, blocks, backward,
+    *, batch=16, length=8192, heads=8, kv_heads=8, head_dim, window, blocks, backward, fused=False,
 ):  # fmt: skip
     """jax's splash attention with a LocalMask: multi-head where kv_heads == heads, else multi-query
-    for each key head."""
+    for each key head.
+
+    Args:
+        fused: one backward kernel in place of two. It writes a whole dq for every block of keys;
+            XLA's sum over them is not counted.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -134,7 +132,8 @@ def splash(
     sizes = kernel.BlockSizes(
         block_q=queries, block_kv=keys, block_kv_compute=keys,
         block_q_dkv=queries, block_kv_dkv=keys, block_kv_dkv_compute=keys,
-        block_q_dq=queries, block_kv_dq=keys,
+        block_q_dq=None if fused else queries, block_kv_dq=None if fused else keys,
+        use_fused_bwd_kernel=fused,
     )  # fmt: skip
     make = (
         kernel.make_splash_mha_single_device
@@ -160,7 +159,9 @@ def splash(
     def gradients(q, k, v, d_out):
         return jax.vjp(attend, q, k, v)[1](d_out)
 
-    visits = {f"splash_{kind}_dq_no_residuals": paths, f"splash_{kind}_dkv_no_residuals": by_keys}
+    visits = {f"splash_{kind}_dkv_no_residuals": by_keys}
+    if not fused:
+        visits[f"splash_{kind}_dq_no_residuals"] = paths
     return gradients, (q, kv, kv, q), visits
 
 

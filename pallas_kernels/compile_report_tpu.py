@@ -153,9 +153,9 @@ def read_dump(folder: str, visits: dict[str, list[int]]) -> dict[str, Report]:
 
 def _spills(utilization: str) -> int:
     rows = [line.split() for line in utilization.splitlines()]
-    rows = [list(map(int, row)) for row in rows if len(row) == _COLUMNS and row[0].isdigit()]
+    rows = [row for row in rows if len(row) == _COLUMNS and row[0].isdigit()]
     # The first row is the units' capacity.
-    return sum(row[_FILL] + row[_SPILL] for row in rows[1:])
+    return sum(int(row[_FILL]) + int(row[_SPILL]) for row in rows[1:])
 
 
 def count_bundles(text: str, visits: list[int]) -> tuple[int, int, list[int]]:

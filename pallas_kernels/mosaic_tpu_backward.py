@@ -25,7 +25,7 @@ from pallas_kernels.window import Marks
 
 # A log-sum-exp so large that every probability is 0: of padding, and of queries without keys.
 CLOSED = 1e30
-RING_BYTES = 4 * 2**20  # of the 16 MiB that the smallest chip gives a kernel
+RING_BYTES = 4 * 2**20  # of `tiles.BESIDE_BYTES`
 
 
 def backward(call: Call, q, k, v, marks: Marks, lse, delta, d_out):
@@ -115,7 +115,7 @@ def _call(
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
         ),
         interpret=call.interpret,
-        **tiles.call_options(name, products, pairs, operands, out_shape, carries),
+        **tiles.call_options(name, products, pairs, operands, out_shape, band.queries, carries),
     )(*prefetch, *operands)
 
 
@@ -228,9 +228,9 @@ def _dq_kernel(*refs, band: Band, rows: Rows, facts, call: Call):
                     )[1]
                     for section, products, d_products in parts
                 ]  # fmt: skip
-                slopes = jnp.concatenate(slopes, axis=0).astype(turned.dtype)
+                joined = jnp.concatenate(slopes, axis=0).astype(turned.dtype)
                 first = parts[0][0].row
-                out = tiles.matmul(turned[:, first : first + slopes.shape[0]], slopes)
+                out = tiles.matmul(turned[:, first : first + joined.shape[0]], joined)
                 sum_ref[here] = out if fresh else sum_ref[here] + out
 
             tiles.pipeline(band.strips_of_queries(at), PART, begin, finish)

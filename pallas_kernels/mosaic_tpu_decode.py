@@ -10,6 +10,7 @@ packs the cache otherwise and copies it first, unless it is kept in the second f
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -69,7 +70,7 @@ def decode(
         operands.append(LOG2_E * sinks.astype(jnp.float32)[:, None])
         in_specs.append(pl.BlockSpec((heads, 1), whole))
     out_shape = tiles.out_like(q, q.shape, q.dtype)
-    moved = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in (*operands, out_shape))
+    moved: list[Array | jax.ShapeDtypeStruct] = [*operands, out_shape]
     return pl.pallas_call(
         functools.partial(_kernel, block=block, total=slots * kv_heads, soft_cap=soft_cap),
         out_shape=out_shape,
@@ -88,7 +89,7 @@ def decode(
         cost_estimate=pl.CostEstimate(
             flops=4 * batch * heads * slots * kv_heads * head_dim,
             transcendentals=batch * heads * slots * kv_heads,
-            bytes_accessed=moved,
+            bytes_accessed=sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in moved),
         ),
         interpret=interpret,
         name="decode_attention",

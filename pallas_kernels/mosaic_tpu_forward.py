@@ -56,7 +56,7 @@ def forward(call: Call, q: Array, k: Array, v: Array, marks: Marks, sinks: Array
         tiles.out_like(q, (batch, kv_heads, group, 1, rows.queries), jnp.float32),
     ]
     pairs = batch * heads * tiles.visible_pairs(queries, keys, call.window)
-    options = tiles.call_options("window_attention_forward", 2, pairs, operands, out_shape)
+    options = tiles.call_options("window_attention_forward", 2, pairs, operands, out_shape, block_q)
     out, lse = pl.pallas_call(
         functools.partial(_kernel, band=band, rows=rows, facts=facts, call=call),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -124,10 +124,9 @@ class _Running(NamedTuple):
 
 
 def _kernel(*refs, band: Band, rows: Rows, facts: tpu_marks.Facts | None, call: Call):
-    refs = list(refs)
-    facts_refs = None if facts is None else [refs.pop(0) for _ in range(3)]
-    q_ref, k_ref, v_ref = (refs.pop(0) for _ in range(3))
-    mark_refs = None if facts is None else [refs.pop(0) for _ in range(2)]
+    facts_refs, refs = (None, refs) if facts is None else (refs[:3], refs[3:])
+    (q_ref, k_ref, v_ref), refs = refs[:3], refs[3:]
+    mark_refs, refs = (None, refs) if facts is None else (refs[:2], refs[2:])
     *sinks_ref, out_ref, lse_ref = refs[:-3]
     running = _Running(*refs[-3:])
     b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)

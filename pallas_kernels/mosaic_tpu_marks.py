@@ -6,7 +6,6 @@ they say which tiles to leave out, and which look as they would without marks.
 """
 
 import dataclasses
-import functools
 
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -106,30 +105,33 @@ def gather(marks: Marks, rows: Rows, band: Band, by_queries: bool) -> Facts | No
     if marks.q_segments is None and marks.q_positions is None:
         return None
     has_positions = marks.q_positions is not None
-    sides = {}
-    for side, front, size, place in (
-        ("q", rows.front, rows.queries, rows.offset),
-        ("k", 0, rows.keys, 0),
-    ):
-        segments = getattr(marks, f"{side}_segments")
-        positions = getattr(marks, f"{side}_positions")
-        if segments is None:
-            segments = jnp.ones_like(positions)
-        if positions is None:
-            positions = jnp.zeros_like(segments)
-        pad = functools.partial(pad_last, front=front, size=size)
-        # Padding is of no segment: no query sees it, and it sees nothing.
-        sides[side] = [pad(x.astype(jnp.int32)) for x in (segments, positions)] + [place]
-
-    figures_q = _figures(*sides["q"], band.queries, has_positions, lonely=-1)
-    figures_k = _figures(*sides["k"], band.keys, has_positions, lonely=-2)
+    of_queries = _padded(marks.q_segments, marks.q_positions, rows.front, rows.queries)
+    of_keys = _padded(marks.k_segments, marks.k_positions, 0, rows.keys)
+    figures_q = _figures(*of_queries, rows.offset, band.queries, has_positions, lonely=-1)
+    figures_k = _figures(*of_keys, 0, band.keys, has_positions, lonely=-2)
     reach = _reach(figures_q, figures_k, band, rows, by_queries)
     return Facts(
-        of_queries=jnp.stack(sides["q"][:2], axis=1),
-        of_keys=jnp.stack(sides["k"][:2], axis=2),
-        prefetch=tuple(x.reshape(-1) for x in (reach, figures_q, figures_k)),
+        of_queries=jnp.stack(of_queries, axis=1),
+        of_keys=jnp.stack(of_keys, axis=2),
+        prefetch=(reach.reshape(-1), figures_q.reshape(-1), figures_k.reshape(-1)),
         has_positions=has_positions, band=band, rows=rows, by_queries=by_queries,
     )  # fmt: skip
+
+
+def _padded(
+    segments: Int[Array, "B T"] | None, positions: Int[Array, "B T"] | None, front: int, size: int
+) -> tuple[Int[Array, "B P"], Int[Array, "B P"]]:
+    """Segment ids and positions of one side, of which one may be absent."""
+    if segments is None:
+        assert positions is not None
+        segments = jnp.ones_like(positions)
+    if positions is None:
+        positions = jnp.zeros_like(segments)
+    # Padding is of no segment: no query sees it, and it sees nothing.
+    return (
+        pad_last(segments.astype(jnp.int32), front, size),
+        pad_last(positions.astype(jnp.int32), front, size),
+    )
 
 
 def _figures(segments, positions, place, block, has_positions, lonely) -> Int[Array, "B blocks 4"]:
@@ -183,11 +185,12 @@ def seen(refs, facts: Facts | None, band: Band, step, section: Section, at: int 
     """
     if at is not None:
         return section_mask(section, band.window)
+    assert facts is not None  # without marks the code knows every step
     of_queries, of_keys = refs
     queries = of_queries[0, :, pl.ds(section.column, section.width)]
     keys = of_keys[0, pl.ds(section.row, PART), :]
     distance = band.distance(step) + section.distance
-    found = visible(section_distances(section) + distance, 0, band.window)
+    found = visible(section_distances(section), -distance, band.window)
     found &= same_segment(queries[0:1], keys[:, 0:1])
     if facts.has_positions:
         found &= visible(queries[1:2], keys[:, 1:2], band.window)

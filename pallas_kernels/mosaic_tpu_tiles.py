@@ -11,6 +11,7 @@ code, which leaves out the parts that nothing sees, and tiles inside the window 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,9 @@ PART = 128
 # Below any logit, above HIDDEN: exp2(HIDDEN - FLOOR) is 0 where a row has seen no key.
 FLOOR = -1e30
 HIDDEN = -2e30
-QUERY_BYTES = 9 * 2**20  # of the 16 MiB that the smallest chip gives a kernel
+QUERY_BYTES = 9 * 2**20  # of the 16 MiB of VMEM that every chip gives a kernel unasked
+BESIDE_BYTES = 7 * 2**20  # the rest of them: of keys, of gradients that wait
+CORE_BYTES = 60 * 2**20  # of the 64 MiB that every core has from v5 on
 LOG2_E = math.log2(math.e)
 
 
@@ -59,18 +62,34 @@ def pad_rows(queries: int, keys: int, unit: int) -> Rows:
 def fit_blocks(blocks: tuple[int, int], positions: int, q: Array, kv_heads: int) -> tuple[int, int]:
     """`blocks` (queries, keys), halved where the row or VMEM has no use for so much.
 
-    A block of queries holds all heads of a group, at times sixteen bytes for each bf16 number:
-    q, d_out and an output, each twice, and a sum in float32.
+    Raises:
+        ValueError: no block of queries is small enough for VMEM.
     """
     queries, keys = blocks
     _, _, heads, head_dim = q.shape
-    row = 8 * q.dtype.itemsize * heads // kv_heads * head_dim
+    row = query_bytes(1, heads // kv_heads, head_dim, q.dtype)
     while queries % (2 * PART) == 0 and (queries // 2 >= positions or queries * row > QUERY_BYTES):
         # One stays a multiple of the other, whichever is larger.
         keys, queries = keys // 2 if keys == queries else keys, queries // 2
     while keys % (2 * PART) == 0 and keys // 2 >= positions:
         keys //= 2
+    if queries * row + BESIDE_BYTES > CORE_BYTES:
+        most = (CORE_BYTES - BESIDE_BYTES) * heads // kv_heads // (PART * row)
+        raise ValueError(
+            f"q: got {heads // kv_heads} query heads of size {head_dim} for each key head, in "
+            f"blocks of {queries}; wanted at most {most} heads, in blocks of {PART}, to fit into "
+            'VMEM; fix: try smaller block_sizes or implementation="xla"'
+        )
     return queries, keys
+
+
+def query_bytes(queries: int, group: int, head_dim: int, dtype) -> int:
+    """VMEM of a block of queries with all heads of a group.
+
+    At times sixteen bytes for each bf16 number: q, d_out and an output, each twice, and a sum in
+    float32. A figure of a query, such as its log-sum-exp, takes eight sublanes; there are four.
+    """
+    return queries * group * (8 * jnp.dtype(dtype).itemsize * head_dim + 4 * 8 * 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +209,7 @@ def for_each_path(
     """
     clear = live if plain is None else live & plain
     for edge in band.edges():
-        pl.when(clear & (step == edge))(lambda edge=edge: tile(edge))
+        pl.when(clear & (step == edge))(functools.partial(tile, edge))
     first, stop = band.inner()
     if first < stop:
         pl.when(clear & (step >= first) & (step < stop))(lambda: tile(first))
@@ -213,6 +232,7 @@ def section_mask(section: Section, window: int | None) -> Array | None:
     if section.causal:
         seen = ahead >= -section.distance
     if section.windowed:
+        assert window is not None  # or nothing would cut the section on that side
         near = ahead < window - section.distance
         seen = near if seen is None else seen & near
     return seen
@@ -275,22 +295,27 @@ def pipeline(
     So one strip's products are under way in the matrix unit while the vector unit works on
     another's softmax. The longest strip goes first: nothing runs beside the end of the last.
     """
-    order = sorted(range(len(strips)), key=lambda n: -len(strips[n]))
-    waiting = None
-    for n in order:
+    longest, *others = sorted(range(len(strips)), key=lambda n: -len(strips[n]))
+    waiting = longest * width, begin(longest * width, strips[longest])
+    for n in others:
         begun = n * width, begin(n * width, strips[n])
-        if waiting is not None:
-            finish(*waiting)
+        finish(*waiting)
         waiting = begun
     finish(*waiting)
 
 
 def call_options(
-    name: str, products: int, pairs: int, operands, out_shape, carries: bool = False
+    name: str, products: int, pairs: int, operands, out_shape, block: int, carries: bool = False
 ) -> dict[str, Any]:
-    """What every kernel's `pallas_call` is given, for `pairs` visible (query, key) pairs."""
+    """What every kernel's `pallas_call` is given, for `pairs` visible (query, key) pairs.
+
+    Args:
+        operands: the first is the queries, [B, K, G, H, T].
+        block: queries of a tile.
+    """
     moved = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in (*operands, *out_shape))
-    head_dim = operands[0].shape[3]
+    _, _, group, head_dim, _ = operands[0].shape
+    held = query_bytes(block, group, head_dim, operands[0].dtype)
     return {
         "name": name,
         "out_shape": out_shape,
@@ -301,7 +326,8 @@ def call_options(
                 "parallel",
                 "arbitrary" if carries else "parallel",
                 "arbitrary",
-            )
+            ),
+            vmem_limit_bytes=None if held <= QUERY_BYTES else held + BESIDE_BYTES,
         ),
         "cost_estimate": pl.CostEstimate(
             flops=2 * products * pairs * head_dim, transcendentals=pairs, bytes_accessed=moved

@@ -13,9 +13,11 @@ import pathlib
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
 
 from pallas_kernels.compile_report_tpu import Case, bundles, count_bundles
+from pallas_kernels.mosaic_tpu_tiles import BESIDE_BYTES, CORE_BYTES, PART, query_bytes
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
@@ -89,6 +91,19 @@ def test_every_kernel_compiles_and_its_figures_stay_within_a_tenth_of_the_snapsh
     assert set(old) == set(new), "other kernels than in the snapshot; rewrite it"
     found = regressions(old, new)
     assert not found, f"libtpu {snapshot[chip]['libtpu']} then, {version} now: {found}"
+
+
+@needs_libtpu
+@pytest.mark.compiler
+@pytest.mark.slow
+def test_the_largest_group_compiles_for_the_chip_with_the_least_vmem():
+    heads = (CORE_BYTES - BESIDE_BYTES) // query_bytes(PART, 1, 128, jnp.bfloat16)
+    options = {"head_dim": 128, "window": 256, "blocks": (PART, PART), "batch": 1, "length": 256}
+    options |= {"heads": heads, "kv_heads": 1}
+    cases = [Case(_CASES + "ours", options | {"backward": x}) for x in (False, True)]
+    forward, backward = bundles(cases, TOPOLOGIES["v5p"])
+    for report in (forward["window_attention_forward"], backward["window_attention_dq"]):
+        assert 32 * 2**20 < report.vmem_bytes < CORE_BYTES
 
 
 def test_a_figure_that_grew_by_more_than_a_tenth_is_named_with_old_and_new():

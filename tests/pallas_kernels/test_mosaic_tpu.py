@@ -57,7 +57,15 @@ def test_outputs_and_gradients_match_at_block_edges_of_the_row(queries):
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim"),
-    [(8, 1, 128), slow(2, 2, 256), slow(6, 2, 128), slow(8, 1, 64), slow(2, 1, 72), slow(2, 2, 8)],
+    [
+        (8, 1, 128),
+        slow(2, 2, 256),
+        slow(6, 2, 128),
+        slow(8, 1, 64),
+        slow(2, 1, 72),
+        slow(2, 2, 8),
+        slow(2, 1, 20),
+    ],
 )
 def test_head_sizes_and_groups_match(heads, kv_heads, head_dim):
     case = make_case(queries=BLOCK + 5, heads=heads, kv_heads=kv_heads, batch=1, head_dim=head_dim)

@@ -2,12 +2,22 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import mosaic_tpu_backward
-from pallas_kernels.mosaic_tpu_tiles import PART, Band, fit_blocks, pad_rows, visible_pairs
+from pallas_kernels import mosaic_tpu_backward, sliding_window_attention
+from pallas_kernels.mosaic_tpu_tiles import (
+    BESIDE_BYTES,
+    CORE_BYTES,
+    PART,
+    Band,
+    fit_blocks,
+    pad_rows,
+    query_bytes,
+    visible_pairs,
+)
 from pallas_kernels.tuning import TPU, block_sizes
 from pallas_kernels.window import attention_mask
 
@@ -71,6 +81,23 @@ def test_blocks_shrink_to_short_rows_and_to_large_groups():
     assert fit_blocks((128, 512), 100, one, 1) == (128, 128)
     assert fit_blocks((512, 512), 8192, many, 8) == (512, 512)
     assert fit_blocks((512, 256), 8192, many, 2) == (128, 128)
+
+
+def test_a_group_too_large_for_vmem_is_an_error_that_names_the_largest():
+    def queries(heads):
+        return jax.ShapeDtypeStruct((1, 1, heads, 128), jnp.bfloat16)
+
+    fits = (CORE_BYTES - BESIDE_BYTES) // query_bytes(PART, 1, 128, jnp.bfloat16)
+    assert fit_blocks((512, 512), 8192, queries(fits), 1) == (PART, PART)
+    wanted = f"q: got {fits + 1} query heads of size 128 .*; wanted at most {fits} heads.*; fix: "
+    with pytest.raises(ValueError, match=wanted):
+        fit_blocks((512, 512), 8192, queries(fits + 1), 1)
+    with pytest.raises(ValueError, match=wanted):
+        jax.eval_shape(
+            lambda q, k: sliding_window_attention(q, k, k, window=9, implementation="mosaic_tpu"),
+            queries(fits + 1),
+            queries(1),
+        )
 
 
 def test_every_choice_of_block_sizes_aligns():

@@ -1,5 +1,6 @@
 """The benchmark: work counted as the window asks, contestants held to one result, no crash."""
 
+import importlib.util
 import itertools
 import json
 import os
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 
 from minillm.core.errors import UserError
-from minillm.stages.benchmark import attention_cpu, attention_gpu, timing
+from minillm.stages.benchmark import attention_cpu, attention_gpu, attention_tpu, timing
 from minillm.stages.benchmark import contestants as of
 from minillm.stages.benchmark.attention import benchmark_attention
 from minillm.stages.benchmark.shapes import BACKWARD, BOTH, FORWARD, Shape
+from pallas_kernels.compile_report_tpu import Report
 from pallas_kernels.window import attention_mask
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -148,6 +150,83 @@ def test_gpu_baselines_attend_to_the_past_alone(monkeypatch):
 def test_without_a_gpu_one_line_says_so():
     with pytest.raises(UserError, match="--device: got gpu"):
         benchmark_attention("gpu")
+
+
+def report_of(bundles):
+    return Report(bundles=bundles, static_bundles=1, spills=0, vmem_bytes=0)
+
+
+def test_tpu_table_sums_the_kernels_and_counts_bundles_per_useful_flop():
+    shape = Shape(16, 8192, 8, 64, 256)
+    pairs = 256 * 8192 - 256 * 255 // 2
+    count = attention_tpu.Count(
+        "v5e", shape, BACKWARD, (256, 128),
+        {
+            "ours": {"all": report_of(6_000_000)},
+            "splash": {"dq": report_of(9_000_000), "dkv": report_of(3_000_000)},
+            "splash, fused": {"dkv": report_of(15_000_000)},
+        },
+    )  # fmt: skip
+    useful = 16 * 8 * pairs * 10 * 64 / 1e6
+    assert count.per_megaflop("splash") == pytest.approx(12e6 / useful)
+    row = [cell.strip() for cell in attention_tpu.table_of([count]).splitlines()[2].split("|")]
+    assert row[1:5] == ["v5e", str(shape), BACKWARD, "256×128"]
+    assert row[5:10] == ["6.00", "12.00", "0.50", "15.00", "0.40"]
+    assert json.loads(json.dumps(count.as_json()))["kernels"]["splash"]["dq"]["bundles"] == 9e6
+
+
+@pytest.mark.parametrize("chip", attention_tpu.CHIPS)
+def test_tpu_contestants_have_one_shape_and_the_blocks_and_strips_of_the_chip(chip):
+    shape = Shape(2, 1024, 8, 64, 256)
+    forward = attention_tpu.cases_of(chip, shape, FORWARD)
+    backward = attention_tpu.cases_of(chip, shape, BACKWARD)
+    assert list(forward) == ["ours", "splash"]
+    assert list(backward) == ["ours", "splash", "splash, fused"]
+    strip = 256 if chip == "v6e" else 128
+    shared = forward["splash"].options
+    assert shared == {
+        "batch": 2, "length": 1024, "heads": 8, "kv_heads": 8, "head_dim": 64, "window": 256,
+        "blocks": (256, 256), "backward": False,
+    }  # fmt: skip
+    assert forward["ours"].options == shared | {"strip": strip}
+    assert backward["splash, fused"].options == shared | {"backward": True, "fused": True}
+
+
+def test_tpu_shapes_are_those_of_both_head_sizes_and_three_windows():
+    found = {(s.head_dim, s.window) for s in attention_tpu.shapes()}
+    assert found == {(h, w) for h in (64, 128) for w in (256, 1024, 4096)}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.compiler
+@pytest.mark.slow
+def test_both_passes_take_at_most_four_fifths_of_the_bundles_of_splash_attention():
+    counts = attention_tpu.count_bundles("v5e", Shape(16, 8192, 8, 128, 1024))
+    assert [count.which for count in counts] == [FORWARD, BACKWARD]
+    for count in counts:
+        assert 0 < count.bundles("ours") <= 0.8 * count.bundles("splash")
+
+
+def test_without_the_tpu_compiler_one_line_says_how_to_get_it(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name)
+    )
+    with pytest.raises(UserError, match="--device: got tpu; .*fix: pip install libtpu"):
+        benchmark_attention("tpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "words"),
+    [
+        ("tpu", {"chips": ["v5e", "v9"]}, "--chips: got v9; wanted some of v5e, v5p, v6e"),
+        ("tpu", {"seconds": 1.0}, "--seconds: got 1.0; .*--device=tpu"),
+        ("cpu", {"chips": ["v5e"]}, "--chips: got .*v5e.*--device=cpu"),
+    ],
+)
+def test_options_of_another_device_and_unknown_chips_are_named(device, options, words):
+    with pytest.raises(UserError, match=words):
+        benchmark_attention(device, **options)
 
 
 def test_a_choice_that_leaves_nothing_names_the_shapes():
