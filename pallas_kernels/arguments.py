@@ -2,11 +2,15 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Int
 
 from pallas_kernels.tuning import BlockSizes
 from pallas_kernels.window import Marks
+
+_LARGEST_INT = 2**31 - 1
 
 # One array where queries and keys are the same tokens, otherwise one for each of the two.
 OfTokens = Int[Array, "B T"] | tuple[Int[Array, "B T"], Int[Array, "B S"]]
@@ -113,7 +117,35 @@ def _pair(
     for x in given:
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise bad_argument(name, f"dtype {x.dtype}", "an integer dtype", "cast to int32")
-    return given
+    # Narrower integers would wrap where they are subtracted.
+    first, second = given
+    return first.astype(jnp.int32), second.astype(jnp.int32)
+
+
+def effective_window(window: int | None, keys: int, marks: Marks) -> int | None:
+    """None for a window that reaches every key: one program for all of them, and no overflow."""
+    if window is None or (marks.q_positions is None and window >= keys):
+        return None
+    return min(window, _LARGEST_INT)
+
+
+def vary_together(*arrays: Array | None) -> list[Array | None]:
+    """Arrays that vary over the same axes of a `shard_map`: over all that any of them varies over.
+
+    A derivative rule returns gradients that vary as its inputs do. The sum over the axes along
+    which an array was whole belongs to this cast's own derivative.
+    """
+    axes = frozenset().union(*(_varying(x) for x in arrays if x is not None))
+    return [
+        x
+        if x is None or axes == _varying(x)
+        else lax.pcast(x, tuple(axes - _varying(x)), to="varying")
+        for x in arrays
+    ]
+
+
+def _varying(x: Array) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
 
 
 def check_block_sizes(block_sizes: BlockSizes | None, implementation: str) -> None:
@@ -139,6 +171,8 @@ def check_block_sizes(block_sizes: BlockSizes | None, implementation: str) -> No
                 "(queries, keys), two ints >= 1",
                 "None takes a default",
             )
+    if type(block_sizes.strip) is not int or block_sizes.strip < 1:
+        raise bad_argument("block_sizes.strip", block_sizes.strip, "an int >= 1", "leave it out")
 
 
 def _is_finite(x: object) -> bool:

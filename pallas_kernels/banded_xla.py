@@ -203,8 +203,9 @@ def _forward(setting, q, k, v, marks, sinks):
             out = _product("bkts,bksh->bkth", weights.astype(v.dtype), v_tile) / total
             lse = None
             if setting.with_lse:
-                # A sink is there for a query without keys too.
-                lse = _keep(None if sinks is not None else rows, top + jnp.log(total), -jnp.inf)
+                lse = top + jnp.log(total)
+                # A sink is there for a query without keys too, unless it is -inf itself.
+                lse = _keep(rows if sinks is None else top > _MASKED, lse, -jnp.inf)
             return carry, (_keep(rows, out).astype(q.dtype), lse)
 
         return _over_steps(step, None, _pack(q_scaled, kv_heads, span), span.steps)[1]

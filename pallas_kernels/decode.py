@@ -1,5 +1,6 @@
 """One query a sequence against a ring-buffer cache: the attention of a generation step."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -26,7 +27,8 @@ def decode_attention(
 
     Args:
         q: the query of the newest token of each sequence.
-        k_cache, v_cache: the newest token's key and value are written already.
+        k_cache, v_cache: the newest token's key and value are written already. Slots that are
+            not written yet may hold any finite value: it is multiplied by 0.
         lengths: tokens written so far, the newest one included; 0 gives output 0.
         scale, soft_cap, sinks: as in `sliding_window_attention`.
         implementation: "mosaic_tpu", "mosaic_gpu", "xla", or None to let the device decide, as in
@@ -48,8 +50,13 @@ def decode_attention(
             "implementation", '"reference"', "a decode implementation, or None",
             'pass "xla": a decode step is dense by itself',
         )  # fmt: skip
-    attend = _attend_in_xla if name == "xla" else kernels(f"{name}_decode", "decode")
-    return attend(q, k_cache, v_cache, lengths, scale=scale, soft_cap=soft_cap, sinks=sinks)
+    options: dict = {"scale": scale, "soft_cap": soft_cap, "sinks": sinks}
+    if name == "xla":
+        return _attend_in_xla(q, k_cache, v_cache, lengths, **options)
+    # Kernels count in 32 bits, whatever the program around them does.
+    with jax.enable_x64(False):
+        decode = kernels(f"{name}_decode", "decode")
+        return decode(q, k_cache, v_cache, lengths.astype(jnp.int32), **options)
 
 
 def _attend_in_xla(

@@ -65,7 +65,9 @@ def flash_attention(
 
 
 def _forward(kernels, call, q, k, v, marks, sinks):
-    out, lse = kernels.forward(call, q, k, v, marks, sinks)
+    # Kernels count in 32 bits, whatever the program around them does.
+    with jax.enable_x64(False):
+        out, lse = kernels.forward(call, q, k, v, marks, sinks)
     return (out, lse.swapaxes(1, 2)), (q, k, v, marks, sinks, out, lse)
 
 
@@ -77,11 +79,14 @@ def _backward(kernels, call, saved, cotangents):
     delta = products.sum(axis=-1).swapaxes(1, 2) - d_lse.swapaxes(1, 2)
     # A query without keys: its log-sum-exp is a constant, whatever is asked of it.
     delta = jnp.where(jnp.isfinite(lse), delta, 0)
-    dq, dk, dv = kernels.backward(call, q, k, v, marks, lse, delta, d_out)
+    with jax.enable_x64(False):
+        dq, dk, dv = kernels.backward(call, q, k, v, marks, lse, delta, d_out)
     d_sinks = None
     if sinks is not None:
         # The sink is one more logit, of value 0: its share of the softmax times -delta.
         share = jnp.exp(sinks.astype(jnp.float32)[None, :, None] - lse)
+        # A sink of -inf at a query without keys: -inf minus itself, where nothing is shared.
+        share = jnp.where(jnp.isfinite(lse), share, 0)
         d_sinks = -(share * delta).sum(axis=(0, 2)).astype(sinks.dtype)
     return dq, dk, dv, None, d_sinks
 

@@ -36,6 +36,7 @@ def decode(
     interpret=False,
 ) -> Float[Array, "B N H"]:
     """As `decode.decode_attention`; `block` is in slots, and its rows a multiple of 128."""
+    tiles.check_dtype(q)
     batch, heads, head_dim = q.shape
     slots, kv_heads = k_cache.shape[1:3]
     block = block_slots(block, slots, kv_heads)

@@ -23,6 +23,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from pallas_kernels.arguments import bad_argument
+
 # A vector register has 128 lanes: queries and keys are worked on by so many at a time.
 PART = 128
 # Below any logit, above HIDDEN: exp2(HIDDEN - FLOOR) is 0 where a row has seen no key.
@@ -333,6 +335,15 @@ def call_options(
             flops=2 * products * pairs * head_dim, transcendentals=pairs, bytes_accessed=moved
         ),
     }
+
+
+def check_dtype(q: Array) -> None:
+    """Raises ValueError for what the TPU compiler refuses to load or the kernels would round."""
+    if q.dtype not in (jnp.bfloat16, jnp.float32):
+        raise bad_argument(
+            "q", f"dtype {q.dtype} for 'mosaic_tpu'", "bfloat16 or float32",
+            'cast, or pass implementation="xla", which serves here',
+        )  # fmt: skip
 
 
 def out_like(x: Array, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:

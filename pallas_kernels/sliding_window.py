@@ -12,7 +12,9 @@ from pallas_kernels.arguments import (
     check_block_sizes,
     check_options,
     check_rows,
+    effective_window,
     marks_of,
+    vary_together,
 )
 from pallas_kernels.banded_xla import banded_attention
 from pallas_kernels.choice import chosen_implementation, device, kernels
@@ -109,8 +111,11 @@ def sliding_window_attention(
     check_rows(q, k, v, sinks)
     check_options(window=window, scale=scale, soft_cap=soft_cap)
     marks = marks_of(q, k, segment_ids, positions)
+    window = effective_window(window, k.shape[1], marks)
     name = chosen_implementation(implementation, q.dtype, q.shape[-1])
     check_block_sizes(block_sizes, name)
+    q, k, v, sinks, *varying_marks = vary_together(q, k, v, sinks, *marks)
+    marks = Marks(*varying_marks)
     out, lse = _attend(name, block_sizes, return_lse)(
         q, k, v,
         window=window,

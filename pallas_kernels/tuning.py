@@ -54,16 +54,21 @@ GPU = {
 }
 
 
+_ALIASES = {"TPU v5e": "TPU v5 lite", "TPU v5p": "TPU v5", "TPU v6e": "TPU v6 lite"}
+_NARROW = ("TPU v2", "TPU v3", "TPU v4", "TPU v5")
+
+
 def block_sizes(device_kind: str, head_dim: int, window: int | None) -> BlockSizes:
     """Blocks for a device as `jax.Device.device_kind` names it: a TPU, or an NVIDIA GPU."""
     if not device_kind.startswith("TPU"):
         # One table serves every NVIDIA chip that has kernels.
         size = next((size for size in (64, 128) if head_dim <= size), 256)
         return GPU[size, "narrow" if window is not None and window <= 512 else "wide"]
-    if window is not None and (device_kind, head_dim, window) in TPU:
-        return TPU[device_kind, head_dim, window]
+    kind = _ALIASES.get(device_kind, device_kind)
+    if window is not None and (kind, head_dim, window) in TPU:
+        return TPU[kind, head_dim, window]
     # Wider tiles than the window is wide are mostly outside it; above 512 nothing is gained.
     narrow = window is not None and window < 512
     # From v6e on the matrix unit is 256 wide.
-    strip = 128 if "v5" in device_kind else 256
+    strip = 128 if kind.startswith(_NARROW) else 256
     return _square(256 if narrow or head_dim > 128 else 512, strip)

@@ -33,8 +33,11 @@ class Cache(NamedTuple):
 
 
 def ring_sizes(config: ModelConfig, max_length: int) -> tuple[int, ...]:
-    """Slots of each stack's rings: its window, or all `max_length` positions without one."""
-    return tuple(min(window or max_length, max_length) for window in config.windows)
+    """Slots of each stack's rings: its window, or a few over `max_length` without one."""
+    # A window's ring is exact: one slot more and a query would see one key more. Rings of whole
+    # eights need no padded copy in each step of the GPU's decode kernel.
+    room = -(-max_length // 8) * 8
+    return tuple(room if window is None else min(window, max_length) for window in config.windows)
 
 
 def init_cache(config: ModelConfig, batch: int, max_length: int) -> Cache:

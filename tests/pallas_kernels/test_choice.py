@@ -42,8 +42,28 @@ def test_a_gpu_takes_the_xla_path_for_what_its_kernels_do_not_serve(dtype, head_
     assert chosen_on("NVIDIA H200", "gpu", dtype, head_dim) == "xla"
 
 
-def test_a_tpu_serves_every_dtype_and_head_size():
-    assert chosen_on("TPU v6 lite", "tpu", jnp.float32, 80) == "mosaic_tpu"
+@pytest.mark.parametrize(
+    ("dtype", "wanted"),
+    [(jnp.float32, "mosaic_tpu"), (jnp.bfloat16, "mosaic_tpu"), (jnp.float16, "xla")],
+)
+def test_a_tpu_takes_the_kernels_for_what_they_load(dtype, wanted):
+    assert chosen_on("TPU v6 lite", "tpu", dtype, 80) == wanted
+
+
+@pytest.mark.parametrize("name", ["mosaic_tpu", "mosaic_gpu"])
+def test_kernels_of_another_device_are_refused_by_name(name):
+    q = jnp.zeros((1, 8, 2, 64), jnp.bfloat16)
+    lengths = jnp.ones(1, jnp.int32)
+    message = f"implementation: got kernels for a {name[-3:].upper()} on cpu; wanted .*; fix: "
+    with pytest.raises(ValueError, match=message):
+        sliding_window_attention(q, q, q, window=4, implementation=name)
+    with pytest.raises(ValueError, match=message):
+        decode_attention(q[:, 0], q, q, lengths, implementation=name)
+
+
+def test_a_default_device_of_the_program_decides():
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert choice.device() == ("cpu", "cpu")
 
 
 @pytest.mark.parametrize("name", choice.IMPLEMENTATIONS)

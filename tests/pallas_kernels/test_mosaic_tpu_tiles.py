@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
-from pallas_kernels import mosaic_tpu_backward, sliding_window_attention
+from pallas_kernels import decode_attention, mosaic_tpu_backward, sliding_window_attention
 from pallas_kernels.mosaic_tpu_tiles import (
     BESIDE_BYTES,
     CORE_BYTES,
@@ -92,12 +93,41 @@ def test_a_group_too_large_for_vmem_is_an_error_that_names_the_largest():
     wanted = f"q: got {fits + 1} query heads of size 128 .*; wanted at most {fits} heads.*; fix: "
     with pytest.raises(ValueError, match=wanted):
         fit_blocks((512, 512), 8192, queries(fits + 1), 1)
-    with pytest.raises(ValueError, match=wanted):
+    with pytest.raises(ValueError, match=wanted), on_tpu():
         jax.eval_shape(
             lambda q, k: sliding_window_attention(q, k, k, window=9, implementation="mosaic_tpu"),
             queries(fits + 1),
             queries(1),
         )
+
+
+def on_tpu():
+    """A TPU in force, as in compilation ahead of time."""
+    abstract = AbstractDevice("TPU v5 lite", 1, "tpu")
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=abstract))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_dtypes_that_the_kernels_do_not_load_are_refused_by_name(dtype):
+    message = f"q: got dtype {dtype} for 'mosaic_tpu'; wanted bfloat16 or float32; fix: "
+    with jax.enable_x64(True), on_tpu():
+        q = jax.ShapeDtypeStruct((1, 8, 2, 64), dtype)
+        for attend in (
+            lambda q: sliding_window_attention(q, q, q, window=4, implementation="mosaic_tpu"),
+            lambda q: decode_attention(
+                q[:, 0], q, q, jnp.ones(1, jnp.int32), implementation="mosaic_tpu"
+            ),
+        ):
+            with pytest.raises(ValueError, match=message):
+                jax.eval_shape(attend, q)
+
+
+@pytest.mark.parametrize(
+    ("kind", "strip"), [("TPU v4", 128), ("TPU v5p", 128), ("TPU v6e", 256), ("TPU7x", 256)]
+)
+def test_every_name_of_a_chip_gets_strips_as_wide_as_its_matrix_unit(kind, strip):
+    assert block_sizes(kind, 64, 4096).strip == strip
+    assert block_sizes("TPU v5p", 64, 4096) == block_sizes("TPU v5", 64, 4096)
 
 
 def test_every_choice_of_block_sizes_aligns():

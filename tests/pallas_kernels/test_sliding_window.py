@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import sliding_window_attention
-from pallas_kernels.tuning import BlockSizes
+from pallas_kernels import BlockSizes, sliding_window_attention
+from pallas_kernels.flash import Call, Kernels, flash_attention
+from pallas_kernels.reference import reference_attention
+from pallas_kernels.window import Marks
 from tests.pallas_kernels.attention_cases import make_case, run, run_oracle
 from tests.tolerances import TOLERANCES
 
@@ -120,6 +122,118 @@ def test_segment_ids_may_be_traced_and_mapped():
     )
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16])
+def test_narrow_positions_and_segments_count_as_wide_ones_do(dtype):
+    case = make_case(queries=120, batch=1)
+    places = np.arange(120)[None]
+    ids = np.ones((1, 120))
+    wide, narrow = (
+        run(
+            case,
+            jnp.float32,
+            window=300,
+            segment_ids=jnp.asarray(ids, kind),
+            positions=jnp.asarray(places, kind),
+        )
+        for kind in (jnp.int32, dtype)
+    )
+    for a, b in zip(wide, narrow, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("window", [40, 2**31, 2**40])
+def test_a_window_as_long_as_the_row_or_longer_is_causal_attention(window, marked):
+    case = make_case(queries=40, batch=1)
+    positions = jnp.arange(40, dtype=jnp.int32)[None] if marked else None
+    got, wanted = (
+        run(case, jnp.float32, window=size, positions=positions) for size in (window, None)
+    )
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=EXACT.output)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_a_sink_of_minus_infinity_takes_no_share(implementation):
+    (q, k, v, _), _ = make_case(queries=12).cast(jnp.float32)
+    ids = jnp.asarray([[1] * 9 + [0] * 3] * 2)
+
+    def attend(sinks):
+        return sliding_window_attention(
+            q, k, v, window=4, segment_ids=ids, sinks=sinks, implementation=implementation,
+            return_lse=True,
+        )  # fmt: skip
+
+    sinks = jnp.full(2, -jnp.inf)
+    out, lse = attend(sinks)
+    plain, plain_lse = attend(None)
+    np.testing.assert_allclose(out, plain, rtol=0, atol=EXACT.output)
+    np.testing.assert_allclose(lse, plain_lse, rtol=0, atol=EXACT.output)
+    assert np.isneginf(lse[:, 9:]).all()
+    assert not jax.grad(lambda sinks: attend(sinks)[0].sum())(sinks).any()
+
+
+def test_the_rule_around_the_kernels_gives_a_sink_of_minus_infinity_no_gradient():
+    def forward(call, q, k, v, marks, sinks):
+        out, lse = reference_attention(
+            q, k, v, window=4, marks=marks, scale=1.0, sinks=sinks
+        )  # fmt: skip
+        return out, lse.swapaxes(1, 2)
+
+    # Only the sinks' gradient is the rule's own.
+    kernels = Kernels(forward, lambda call, q, k, v, *rest: (q, k, v))
+    call = Call(4, 1.0, None, BlockSizes((8, 8), (8, 8), (8, 8)))
+    (q, k, v, _), _ = make_case(queries=12).cast(jnp.float32)
+    ids = jnp.asarray([[1] * 9 + [0] * 3] * 2)
+
+    def total(sinks):
+        return flash_attention(kernels, call, q, k, v, Marks(ids, ids), sinks)[0].sum()
+
+    def wanted(sinks):
+        return reference_attention(
+            q, k, v, window=4, marks=Marks(ids, ids), scale=1.0, sinks=sinks
+        )[0].sum()  # fmt: skip
+
+    assert not jax.grad(total)(jnp.full(2, -jnp.inf)).any()
+    sinks = jnp.asarray([0.3, -1.0])
+    np.testing.assert_allclose(
+        jax.grad(total)(sinks), jax.grad(wanted)(sinks), rtol=0, atol=EXACT.gradient
+    )
+
+
+SPLIT_UNALIKE = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, PartitionSpec as P
+from pallas_kernels import sliding_window_attention
+
+mesh = jax.make_mesh((2, 2), ("batch", "heads"), axis_types=(AxisType.Auto,) * 2)
+keys = jax.random.split(jax.random.key(0), 4)
+q = jax.random.normal(keys[0], (4, 40, 4, 16))
+k, v = (jax.random.normal(key, (4, 40, 1, 16)) for key in keys[1:3])
+sinks = jax.random.normal(keys[3], (4,))
+
+def attend(q, k, v, sinks):
+    return sliding_window_attention(q, k, v, window=9, sinks=sinks)
+
+# One key head for all queries, whole on every device; sinks split by heads, rows by batch.
+split = jax.shard_map(
+    attend, mesh=mesh,
+    in_specs=(P("batch", None, "heads"), P("batch"), P("batch"), P("heads")),
+    out_specs=P("batch", None, "heads"),
+)
+results = [
+    jax.jit(jax.value_and_grad(lambda *x: (f(*x) ** 2).sum(), argnums=(0, 1, 2, 3)))(q, k, v, sinks)
+    for f in (split, attend)
+]
+for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+"""
+
+
+def test_gradients_are_right_where_shard_map_splits_queries_and_not_keys():
+    run_on_devices(SPLIT_UNALIKE)
+
+
 COUNT_COLLECTIVES = """
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -145,14 +259,18 @@ for length in (130, 500):
 """
 
 
-def test_a_mesh_splits_batch_and_heads_without_a_collective():
-    # A process of its own: the number of devices is fixed when JAX starts.
+def run_on_devices(script):
+    """In a process of its own: the number of devices is fixed when JAX starts."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     }
     root = pathlib.Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", COUNT_COLLECTIVES], env=environment, cwd=root, check=True)
+    subprocess.run([sys.executable, "-c", script], env=environment, cwd=root, check=True)
+
+
+def test_a_mesh_splits_batch_and_heads_without_a_collective():
+    run_on_devices(COUNT_COLLECTIVES)
 
 
 def zeros(*shape, dtype=jnp.float32):
