@@ -19,7 +19,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -95,7 +95,7 @@ def compile_for_hopper(fn: Callable[..., Any], *shapes: jax.ShapeDtypeStruct) ->
     everywhere = NamedSharding(Mesh(topology.devices[:1], ("device",)), PartitionSpec())
     # Some versions of jax ask for the platform too.
     wanted = len(inspect.signature(AbstractDevice).parameters)
-    about = (_NAME, _CORES, "gpu")[:wanted]
+    about: Sequence[Any] = (_NAME, _CORES, "gpu")[:wanted]
     mesh = AbstractMesh((), (), abstract_device=AbstractDevice(*about))
     with jax.sharding.use_abstract_mesh(mesh):
         return jax.jit(fn, in_shardings=(everywhere,) * len(shapes)).lower(*shapes).compile()
