@@ -286,7 +286,7 @@ def launch(
     def kernel(*refs, **scratch_refs):
         body(dict(zip(given, refs, strict=False)), refs[len(given) :], scratch_refs)
 
-    return plgpu.kernel(
+    outs = plgpu.kernel(
         kernel,
         out_type=list(out_type),
         scratch_types=scratch,
@@ -298,3 +298,6 @@ def launch(
         interpret=interpret,
         kernel_name=name,
     )(*given.values())
+    # Within shard_map, what a kernel gives is not marked as varying over the mesh's axes.
+    varying = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in given.values()))
+    return [lax.pcast(x, tuple(varying), to="varying") for x in outs]
