@@ -19,7 +19,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -85,20 +85,32 @@ def available() -> bool:
     return any(importlib.util.find_spec(name) is not None for name in plugins)
 
 
-def compile_for_hopper(fn: Callable[..., Any], *shapes: jax.ShapeDtypeStruct) -> Any:
-    """`fn` compiled for sm_90a; its `memory_analysis()` tells of the memory it would take."""
+def hoppers(devices: int) -> Mesh:
+    """So many GPUs to compile for, along the axis "device"."""
     from jax.experimental import topologies
 
     topology = topologies.get_topology_desc(
-        platform="cuda", target_config=_TARGET, topology="1x1x1"
+        platform="cuda", target_config=_TARGET, topology=f"1x1x{devices}"
     )
-    everywhere = NamedSharding(Mesh(topology.devices[:1], ("device",)), PartitionSpec())
+    return Mesh(topology.devices[:devices], ("device",))
+
+
+def compile_for_hopper(
+    fn: Callable[..., Any], *shapes: jax.ShapeDtypeStruct, placed: Any = None
+) -> Any:
+    """`fn` compiled for sm_90a; its `memory_analysis()` tells of the memory it would take.
+
+    Args:
+        placed: the shardings of the operands, over `hoppers`; one GPU if None.
+    """
+    if placed is None:
+        placed = NamedSharding(hoppers(1), PartitionSpec())
     # Some versions of jax ask for the platform too.
     wanted = len(inspect.signature(AbstractDevice).parameters)
-    about = (_NAME, _CORES, "gpu")[:wanted]
+    about: Sequence[Any] = (_NAME, _CORES, "gpu")[:wanted]
     mesh = AbstractMesh((), (), abstract_device=AbstractDevice(*about))
     with jax.sharding.use_abstract_mesh(mesh):
-        return jax.jit(fn, in_shardings=(everywhere,) * len(shapes)).lower(*shapes).compile()
+        return jax.jit(fn, in_shardings=placed).lower(*shapes).compile()
 
 
 def report(head_dim: int, variant: str) -> dict[str, dict[str, int]]:

@@ -156,8 +156,7 @@ def _pad(x: Array, axis: int, block: int, value: float = 0) -> Array:
 
 def _pad_marks(marks: Marks, block_q: int, block_k: int) -> Marks:
     """int32, in whole blocks; padding has id 0 and so belongs to no segment."""
-    blocks = Marks(block_q, block_k, block_q, block_k)
     return Marks(*(
         None if x is None else _pad(x.astype(jnp.int32), 1, block)
-        for x, block in zip(marks, blocks, strict=True)
+        for x, block in zip(marks, (block_q, block_k) * 2, strict=True)
     ))  # fmt: skip

@@ -58,7 +58,8 @@ def decode(
     """
     if block is None:
         block = 64 if q.shape[-1] <= 128 else 32
-    call = Call(None, scale, soft_cap, BlockSizes(*[(ROWS, block)] * 3), interpret)
+    tile = (ROWS, block)
+    call = Call(None, scale, soft_cap, BlockSizes(tile, tile, tile), interpret)
     check_support(call, q)
     batch, heads, head_dim = q.shape
     slots, kv_heads = k_cache.shape[1:3]
@@ -119,7 +120,7 @@ class _Decode:
         start = jnp.minimum(part * share, stop)
         stop = jnp.minimum(start + share, stop)
         whole = jnp.clip(lax.div(written, jnp.int32(self.block)), start, stop)
-        k_ring, v_ring = (Ring(*scratch[name], _STAGES) for name in ("k", "v"))
+        k_ring, v_ring = (Ring(_STAGES, *scratch[name]) for name in ("k", "v"))
 
         @pl.when(lax.axis_index("warpgroup") == 1)
         def load():
@@ -195,7 +196,7 @@ def _parts(
     if call.interpret:
         scratch["weights"] = smem_tiles((ROWS, block), q.dtype, width)
     part_shape = (batch, members, splits)
-    return launch(
+    out, lse = launch(
         "attend_decode",
         _Decode(call, rows, block, head_dim, splits, members // k_cache.shape[2]).body,
         {"q": q, "k": k_cache, "v": v_cache, "filled": filled},
@@ -206,3 +207,4 @@ def _parts(
         call.interpret,
         readers=1,
     )  # fmt: skip
+    return out, lse

@@ -67,7 +67,7 @@ class _Dkv:
 
     def body(self, refs: dict[str, Any], outs: Sequence[Any], scratch: dict[str, Any]) -> None:
         here = Here.read(refs["table"])
-        rings = [Ring(*scratch[name], self.stages) for name in ("q", "d_out")]
+        rings = [Ring(self.stages, *scratch[name]) for name in ("q", "d_out")]
         here.split(
             lambda: self._load(here, refs, scratch, *rings),
             lambda: self._compute(here, refs, outs, scratch, *rings),

@@ -47,7 +47,7 @@ class _Dq:
 
     def body(self, refs: dict[str, Any], outs: Sequence[Any], scratch: dict[str, Any]) -> None:
         here = Here.read(refs["table"])
-        rings = [Ring(*scratch[name], self.stages) for name in ("k", "v")]
+        rings = [Ring(self.stages, *scratch[name]) for name in ("k", "v")]
         here.split(
             lambda: self._load(here, refs, *rings),
             lambda: self._compute(here, refs, outs, scratch, *rings),

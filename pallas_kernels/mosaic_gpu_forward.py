@@ -101,7 +101,7 @@ class _Forward:
 
     def body(self, refs: dict[str, Any], outs: Sequence[Any], scratch: dict[str, Any]) -> None:
         here = Here.read(refs["table"])
-        rings = [Ring(*scratch[name], self.stages) for name in ("k", "v")]
+        rings = [Ring(self.stages, *scratch[name]) for name in ("k", "v")]
         here.split(
             lambda: self._load(here, refs, *rings),
             lambda: self._compute(here, refs, outs, scratch, *rings),
@@ -202,7 +202,7 @@ def forward(
     if call.interpret:
         scratch["weights"] = smem_tiles((COMPUTE_WARPGROUPS, rows, block_k), q.dtype)
     kernel = _Forward(call, offset, stages, rows, block_k, head_dim, heads // kv_heads, pairs)
-    return launch(
+    out, lse = launch(
         "attend_forward",
         kernel.body,
         {"q": q, "k": k, "v": v, "table": table, "sinks": sinks} | marks._asdict(),
@@ -212,3 +212,4 @@ def forward(
         {"heads": heads, "blocks": blocks, "batch": batch},
         call.interpret,
     )  # fmt: skip
+    return out, lse

@@ -40,10 +40,13 @@ def block_table(
     xp = np if marks.q_segments is None and marks.q_positions is None else jnp
     reached, inner = _by_place(xp, queries, keys, window, q_block, k_block)
     reached, inner = reached[None], inner[None]
-    if marks.q_segments is not None:
-        reached, inner = _by_segment(reached, inner, marks, q_block, k_block)
-    if marks.q_positions is not None:
-        reached, inner = _by_position(reached, inner, marks, window, q_block, k_block)
+    q_segments, k_segments, q_positions, k_positions = marks
+    if q_segments is not None and k_segments is not None:
+        reached, inner = _by_segment(reached, inner, q_segments, k_segments, q_block, k_block)
+    if q_positions is not None and k_positions is not None:
+        q_positions = q_positions.reshape(q_positions.shape[0], -1, q_block)
+        k_positions = k_positions.reshape(k_positions.shape[0], -1, k_block)
+        reached, inner = _by_position(reached, inner, q_positions, k_positions, window)
     if by_key:
         reached, inner = reached.swapaxes(1, 2), inner.swapaxes(1, 2)
     return jnp.asarray(_ranges(xp, reached, inner))
@@ -68,7 +71,14 @@ def _within(first_q, last_q, first_k, last_k, window: int | None):
     return (some, every) if window is None else (some & (least < window), every & (most < window))
 
 
-def _by_segment(reached, inner, marks: Marks, q_block: int, k_block: int):
+def _by_segment(
+    reached: Bool[Array, "b q k"],
+    inner: Bool[Array, "b q k"],
+    q_segments: Int[Array, "B T"],
+    k_segments: Int[Array, "B S"],
+    q_block: int,
+    k_block: int,
+) -> tuple[Bool[Array, "B q k"], Bool[Array, "B q k"]]:
     def span(ids: Array, block: int) -> tuple[Array, Array, Array]:
         ids = ids.reshape(ids.shape[0], -1, block)
         limits = jnp.iinfo(ids.dtype)
@@ -77,16 +87,20 @@ def _by_segment(reached, inner, marks: Marks, q_block: int, k_block: int):
         whole = (ids == ids[..., :1]).all(axis=-1) & (ids[..., 0] != 0)
         return low, high, whole
 
-    q_low, q_high, q_whole = (x[:, :, None] for x in span(marks.q_segments, q_block))
-    k_low, k_high, k_whole = (x[:, None, :] for x in span(marks.k_segments, k_block))
+    q_low, q_high, q_whole = (x[:, :, None] for x in span(q_segments, q_block))
+    k_low, k_high, k_whole = (x[:, None, :] for x in span(k_segments, k_block))
     # Nothing but padding has low > high on its side, and so meets no other range.
     meet = (q_low <= k_high) & (k_low <= q_high) & (q_low <= q_high) & (k_low <= k_high)
     return reached & meet, inner & q_whole & k_whole & (q_low == k_low)
 
 
-def _by_position(reached, inner, marks: Marks, window: int | None, q_block: int, k_block: int):
-    q = marks.q_positions.reshape(marks.q_positions.shape[0], -1, q_block)
-    k = marks.k_positions.reshape(marks.k_positions.shape[0], -1, k_block)
+def _by_position(
+    reached: Bool[Array, "b q k"],
+    inner: Bool[Array, "b q k"],
+    q: Int[Array, "B q block"],
+    k: Int[Array, "B k block"],
+    window: int | None,
+) -> tuple[Bool[Array, "B q k"], Bool[Array, "B q k"]]:
     some, every = _within(
         q.min(axis=-1)[:, :, None], q.max(axis=-1)[:, :, None],
         k.min(axis=-1)[:, None, :], k.max(axis=-1)[:, None, :], window,

@@ -23,10 +23,10 @@ from jaxtyping import Array
 class Ring:
     """Buffers [stages, parts, ...] with their two barriers, as `ring_scratch` lays them out."""
 
+    stages: int
     buffers: Sequence[Any]
     ready: Any
     free: Any
-    stages: int
 
     def _slot(self, step: Array) -> Array:
         return lax.rem(step, jnp.int32(self.stages))

@@ -8,7 +8,7 @@ knows (it has neither `wgmma` on registers nor `run_state`).
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,10 @@ PARAMS = plgpu.CompilerParams(approx_math=True)
 
 BY_ROW = plgpu.Layout.WGMMA.reduce(1)
 BY_COLUMN = plgpu.Layout.WGMMA.reduce(0)
+# Typed here: mypy finds that the first lacks an argument (jax 0.10) and that the others are
+# abstract (jax 0.12); to the versions of jax that run these kernels neither applies.
+_load: Callable[..., Array] = plgpu.load
+_TRANSFORMS: Any = (plgpu.TilingTransform, plgpu.SwizzleTransform)
 
 
 def smem_tiles(shape: tuple[int, ...], dtype: Any, columns: int = 64) -> Any:
@@ -41,7 +45,8 @@ def smem_tiles(shape: tuple[int, ...], dtype: Any, columns: int = 64) -> Any:
 
     wgmma wants one width for both factors, and none above the length of the sum.
     """
-    transforms = (plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(2 * columns))
+    tiling, swizzle = _TRANSFORMS
+    transforms = (tiling((8, columns)), swizzle(2 * columns))
     return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
@@ -49,11 +54,11 @@ def zeros(shape: tuple[int, int]) -> Array:
     return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)
 
 
-def along_rows(x: Array, shape: tuple[int, int]) -> Array:
+def along_rows(x: Array, shape: tuple[int, ...]) -> Array:
     return lax.broadcast_in_dim(x, shape, [0])
 
 
-def along_columns(x: Array, shape: tuple[int, int]) -> Array:
+def along_columns(x: Array, shape: tuple[int, ...]) -> Array:
     return lax.broadcast_in_dim(x, shape, [1])
 
 
@@ -112,11 +117,13 @@ def add_product(total: Array, a: Array, parts: Any, part: Any, in_smem: Any | No
     in_smem[...] = a
     plgpu.commit_smem()  # wgmma reads through the async proxy, which must see the store
 
+    rows, columns = total.shape
+
     def multiply(sum_):
         plgpu.wgmma(sum_, in_smem, parts.at[part])
         return sum_[...]
 
-    return total + pl.run_scoped(multiply, plgpu.ACC(total.shape, jnp.float32))
+    return total + pl.run_scoped(multiply, plgpu.ACC((rows, columns), jnp.float32))
 
 
 def mark_pairs(marks: Marks) -> list[tuple[str, str]]:
@@ -127,12 +134,12 @@ def mark_pairs(marks: Marks) -> list[tuple[str, str]]:
 
 def row_of(ref: Any, *at: Any) -> Array:
     """A stretch of global memory as one value for each row of a tile."""
-    return plgpu.load(ref.at[at], layout=BY_ROW, optimized=False)
+    return _load(ref.at[at], layout=BY_ROW, optimized=False)
 
 
 def column_of(ref: Any) -> Array:
     """A stretch of shared memory as one value for each column of a tile."""
-    return plgpu.load(ref, layout=BY_COLUMN)
+    return _load(ref, layout=BY_COLUMN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +273,7 @@ def loop_blocks(table: Sequence[Array], body: Callable[..., Any], carry: Any) ->
 def launch(
     name: str,
     body: Callable[..., None],
-    inputs: dict[str, Array | None],
+    inputs: Mapping[str, Array | None],
     out_type: Sequence[jax.ShapeDtypeStruct],
     scratch: dict[str, Any],
     grid: dict[str, int],
@@ -279,7 +286,7 @@ def launch(
     def kernel(*refs, **scratch_refs):
         body(dict(zip(given, refs, strict=False)), refs[len(given) :], scratch_refs)
 
-    return plgpu.kernel(
+    outs = plgpu.kernel(
         kernel,
         out_type=list(out_type),
         scratch_types=scratch,
@@ -291,3 +298,6 @@ def launch(
         interpret=interpret,
         kernel_name=name,
     )(*given.values())
+    # Within shard_map, what a kernel gives is not marked as varying over the mesh's axes.
+    varying = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in given.values()))
+    return [lax.pcast(x, tuple(varying), to="varying") for x in outs]

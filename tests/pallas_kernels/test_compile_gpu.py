@@ -6,16 +6,23 @@
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels.compile_report_gpu import (
     VARIANTS,
     _parse,
     available,
     compile_for_hopper,
+    hoppers,
     report,
 )
-from pallas_kernels.mosaic_gpu import HEAD_DIMS
+from pallas_kernels.flash import Call, flash_attention
+from pallas_kernels.mosaic_gpu import HEAD_DIMS, KERNELS
+from pallas_kernels.tuning import block_sizes
+from pallas_kernels.window import NO_MARKS, Marks
 
 SNAPSHOT = pathlib.Path(__file__).parent / "snapshots" / "gpu.json"
 needs_assembler = pytest.mark.skipif(
@@ -87,14 +94,6 @@ def test_spills_and_more_registers_fail_with_the_old_and_the_new_figure():
 @pytest.mark.compiler
 @needs_assembler
 def test_a_row_that_8_divides_is_not_copied():
-    import jax
-    import jax.numpy as jnp
-
-    from pallas_kernels.flash import Call
-    from pallas_kernels.mosaic_gpu import KERNELS
-    from pallas_kernels.tuning import block_sizes
-    from pallas_kernels.window import NO_MARKS
-
     def temporary(queries: int) -> int:
         q = jax.ShapeDtypeStruct((2, queries, 4, 64), jnp.bfloat16)
         call = Call(256, 0.1, None, block_sizes("NVIDIA H200", 64, 256))
@@ -105,3 +104,33 @@ def test_a_row_that_8_divides_is_not_copied():
 
     row = 2 * 1000 * 4 * 64 * 2
     assert temporary(1000) < row / 2 < temporary(1001)
+
+
+@pytest.mark.compiler
+@needs_assembler
+@pytest.mark.parametrize("check", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_heads_shard_over_devices_in_both_passes(check):
+    mesh = hoppers(2)
+    heads, all_of_it = PartitionSpec(None, None, "device"), PartitionSpec()
+    specs = (heads, heads, heads, all_of_it, PartitionSpec("device"))
+    call = Call(300, 0.125, 30.0, block_sizes("NVIDIA H200", 64, 300))
+
+    def attend(q, k, v, segments, sinks):
+        return flash_attention(KERNELS, call, q, k, v, Marks(segments, segments), sinks)[0]
+
+    sharded = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=check)
+
+    def both(q, k, v, segments, sinks, d_out):
+        out, pull = jax.vjp(lambda *x: sharded(*x[:3], segments, x[3]), q, k, v, sinks)
+        return out, pull(d_out)
+
+    q, k = (jax.ShapeDtypeStruct((2, 1000, n, 64), jnp.bfloat16) for n in (4, 2))
+    segments = jax.ShapeDtypeStruct((2, 1000), jnp.int32)
+    sinks = jax.ShapeDtypeStruct((4,), jnp.float32)
+    placed = tuple(NamedSharding(mesh, spec) for spec in (*specs, heads))
+    program = compile_for_hopper(both, q, k, k, segments, sinks, q, placed=placed).as_text()
+    for name in ("forward", "dq", "dkv"):
+        assert f"attend_{name}" in program
+    # Each device works on its own heads, and none of them is sent for.
+    assert "all-gather" not in program and "all-reduce" not in program
+    assert "bf16[2,1000,2,64]" in program and "bf16[2,1000,4,64]" not in program

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from pallas_kernels import mosaic_gpu
 from pallas_kernels.decode import decode_attention
@@ -139,6 +140,29 @@ def test_vmap_equals_a_loop():
     for i in range(2):
         for a, b in zip(together, grad(q[i], k[i], v[i]), strict=True):
             np.testing.assert_array_equal(a[i], b)
+
+
+@supported
+@pytest.mark.slow
+@pytest.mark.parametrize("check", [False, True])
+def test_shard_map_changes_nothing_bitwise(check):
+    # On one device: the interpreter frees the barriers of all devices as soon as one has finished.
+    case = Case(40)
+    (q, k, v, _), (d_out, _) = case.arrays()
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v, d_out)]
+    call = Call(case.window, case.scale, None, SMALL, interpreter())
+
+    def both(q, k, v, d_out):
+        def attend(q, k, v):
+            return flash_attention(KERNELS, call, q, k, v, NO_MARKS, None)[0]
+
+        out, pull = jax.vjp(attend, q, k, v)
+        return out, *pull(d_out)
+
+    spec, mesh = PartitionSpec("rows"), jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Auto,))
+    sharded = jax.shard_map(both, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=check)
+    for a, b in zip(jax.jit(sharded)(*arrays), jax.jit(both)(*arrays), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 DECODE = {
