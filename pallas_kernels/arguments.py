@@ -1,6 +1,7 @@
 """The checks of what callers pass: one form of error, raised before any work."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +130,7 @@ def effective_window(window: int | None, keys: int, marks: Marks) -> int | None:
     return min(window, _LARGEST_INT)
 
 
-def vary_together(*arrays: Array | None) -> list[Array | None]:
+def vary_together(*arrays: Array | None) -> list[Any]:
     """Arrays that vary over the same axes of a `shard_map`: over all that any of them varies over.
 
     A derivative rule returns gradients that vary as its inputs do. The sum over the axes along

@@ -50,7 +50,7 @@ def device() -> tuple[str, str]:
 
 def _default_device() -> jax.Device:
     """What JAX runs on here: the device of `jax.default_device`, or the first there is."""
-    given = jax.config.jax_default_device
+    given = jax.config.jax_default_device  # type: ignore[attr-defined]  # made at run time
     if given is None:
         return jax.devices()[0]
     return jax.devices(given)[0] if isinstance(given, str) else given

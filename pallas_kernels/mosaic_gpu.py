@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.arguments import bad_argument
 from pallas_kernels.flash import Call, Kernels
 from pallas_kernels.mosaic_gpu_plan import block_table
+from pallas_kernels.tuning import GPU, BlockSizes
 from pallas_kernels.window import Marks
 
 OLDEST_JAX = (0, 11, 0)
@@ -41,6 +42,7 @@ def forward(
         ValueError: on a jax or a device without the backend, a dtype or head size without kernel.
     """
     check_support(call, q)
+    check_blocks(call.blocks, q.shape[-1])
     from pallas_kernels import mosaic_gpu_forward
 
     queries, keys = q.shape[1], k.shape[1]
@@ -67,6 +69,7 @@ def backward(
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """See `flash.Kernels`; raises as `forward` does."""
     check_support(call, q)
+    check_blocks(call.blocks, q.shape[-1])
     from pallas_kernels import mosaic_gpu_dkv, mosaic_gpu_dq
 
     queries, keys, head_dim = q.shape[1], k.shape[1], q.shape[-1]
@@ -134,6 +137,22 @@ def check_support(call: Call, q: Array) -> None:
                 "implementation", f"'mosaic_gpu' on CUDA {version}",
                 f"CUDA before {_BAD_CUDA[0]} or from {_BAD_CUDA[1]} on",
                 f"its assembler miscompiles causal masks: update CUDA, or {_USE_XLA}",
+            )  # fmt: skip
+
+
+def check_blocks(blocks: BlockSizes, head_dim: int) -> None:
+    """A block's own rows are two warpgroups' worth; what is loaded beside them must have room."""
+    largest = GPU[head_dim, "wide"]
+    for name, own in (("forward", 0), ("dq", 0), ("dkv", 1)):
+        sizes, most = getattr(blocks, name), getattr(largest, name)
+        fixed, loaded = most[own], [size for size in (32, 64, 128) if size <= most[1 - own]]
+        if max(loaded) >= 64:
+            loaded.remove(32)
+        if sizes[own] != fixed or sizes[1 - own] not in loaded:
+            queries, keys = (fixed, loaded) if own == 0 else (loaded, fixed)
+            raise bad_argument(
+                f"block_sizes.{name}", f"{sizes} for 'mosaic_gpu' with H = {head_dim}",
+                f"queries of {queries} and keys of {keys}", "None takes the largest that fit",
             )  # fmt: skip
 
 

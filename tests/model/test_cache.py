@@ -66,11 +66,11 @@ def test_a_prompt_without_padding_needs_no_mask(small_model, tokens, full_logits
     np.testing.assert_array_equal(cache.lengths, 18)
 
 
-def test_rings_are_as_long_as_their_window_and_layers_share_stacks_by_window():
+def test_rings_are_as_long_as_their_window_or_whole_eights_and_layers_share_stacks_by_window():
     cache = init_cache(SMALL, 3, 18)
     assert [stack.shape for stack in cache.keys] == [(3, 3, 5, 2, 8), (2, 3, 24, 2, 8)]
     short = init_cache(dataclasses.replace(SMALL, compute_dtype="bfloat16"), 3, 4)
-    assert [stack.shape[2] for stack in short.keys] == [4, 4]
+    assert [stack.shape[2] for stack in short.keys] == [4, 8]
     assert {stack.dtype for stack in short.keys + short.values} == {jnp.dtype("bfloat16")}
 
 

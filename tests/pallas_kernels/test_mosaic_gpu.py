@@ -5,6 +5,7 @@ race. Only the products differ: it has no wgmma on registers, so there the left 
 through shared memory.
 """
 
+import dataclasses
 import re
 
 import jax
@@ -17,7 +18,7 @@ from pallas_kernels import mosaic_gpu
 from pallas_kernels.decode import decode_attention
 from pallas_kernels.flash import Call, flash_attention
 from pallas_kernels.mosaic_gpu import KERNELS, OLDEST_JAX
-from pallas_kernels.tuning import block_sizes
+from pallas_kernels.tuning import GPU, block_sizes
 from pallas_kernels.window import NO_MARKS, key_range
 from tests.pallas_kernels.mosaic_gpu_cases import (
     CASES,
@@ -232,6 +233,20 @@ def attend_with(*, dtype=jnp.bfloat16, head_dim=64):
 def test_inputs_without_a_kernel_are_refused(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         attend_with(**options)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_blocks_that_the_kernels_have_no_room_for_are_refused_by_name(head_dim):
+    for window in (100, None):
+        mosaic_gpu.check_blocks(block_sizes("NVIDIA H200", head_dim, window), head_dim)
+    own = GPU[head_dim, "wide"]
+    for changed in (
+        {"forward": (64, 64)}, {"forward": (128, 96)}, {"forward": (128, 256)},
+        {"dq": (192, 64)}, {"dkv": (128, 192)}, {"dkv": (100, own.dkv[1])},
+    ):  # fmt: skip
+        (name,) = changed
+        with pytest.raises(ValueError, match=f"block_sizes.{name}: got .*; wanted .*; fix: "):
+            mosaic_gpu.check_blocks(dataclasses.replace(own, **changed), head_dim)
 
 
 def test_an_old_jax_is_refused(monkeypatch):
