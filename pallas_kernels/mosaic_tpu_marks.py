@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Int
 
+from pallas_kernels.arguments import bad_argument
 from pallas_kernels.mosaic_tpu_tiles import (
     PART,
     Band,
@@ -24,6 +25,7 @@ from pallas_kernels.window import Marks, same_segment, visible
 
 LOW, HIGH, ONLY, SHIFT = range(4)  # figures of a block, in this order
 NO_ID = 2**31 - 1
+SCALAR_BYTES = 2**20 - 2**16  # of 1 MiB of SMEM, less what the compiler itself puts there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +112,26 @@ def gather(marks: Marks, rows: Rows, band: Band, by_queries: bool) -> Facts | No
     figures_q = _figures(*of_queries, rows.offset, band.queries, has_positions, lonely=-1)
     figures_k = _figures(*of_keys, 0, band.keys, has_positions, lonely=-2)
     reach = _reach(figures_q, figures_k, band, rows, by_queries)
+    prefetch = (reach.reshape(-1), figures_q.reshape(-1), figures_k.reshape(-1))
+    _check_room(prefetch, len(of_keys[0]))
     return Facts(
         of_queries=jnp.stack(of_queries, axis=1),
         of_keys=jnp.stack(of_keys, axis=2),
-        prefetch=(reach.reshape(-1), figures_q.reshape(-1), figures_k.reshape(-1)),
+        prefetch=prefetch,
         has_positions=has_positions, band=band, rows=rows, by_queries=by_queries,
     )  # fmt: skip
+
+
+def _check_room(prefetch: tuple[Array, ...], batch: int) -> None:
+    """Raises ValueError where the figures of all blocks are more than scalar memory holds."""
+    needed = sum(4 * figures.size for figures in prefetch)
+    if needed > SCALAR_BYTES:
+        raise bad_argument(
+            "segment_ids, positions", f"{batch} marked rows at once on a device",
+            f"at most {batch * SCALAR_BYTES // needed}, of whose blocks scalar memory holds the "
+            "figures",
+            "split the batch over devices or with jax.lax.map, or take larger blocks",
+        )  # fmt: skip
 
 
 def _padded(

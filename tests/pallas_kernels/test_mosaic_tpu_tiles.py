@@ -1,6 +1,7 @@
 """The TPU kernels' arithmetic: which tiles are visited, what is masked, which blocks are taken."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -149,3 +150,23 @@ def test_one_kernel_gathers_all_gradients_where_the_ring_fits():
     band = Band.of_keys((512, 512), 1024, 8192)
     assert mosaic_tpu_backward.fuses(band, group=1, head_dim=128)
     assert not mosaic_tpu_backward.fuses(band, group=8, head_dim=128)
+
+
+def test_more_marked_rows_than_scalar_memory_holds_are_refused_with_the_number_that_fits():
+    def attend(batch):
+        q = jax.ShapeDtypeStruct((batch, 8192, 1, 64), jnp.bfloat16)
+        ids = jax.ShapeDtypeStruct((batch, 8192), jnp.int32)
+        with on_tpu():
+            return jax.eval_shape(
+                lambda q, ids: sliding_window_attention(
+                    q, q, q, window=100, segment_ids=ids, implementation="mosaic_tpu"
+                ),
+                q,
+                ids,
+            )
+
+    with pytest.raises(ValueError, match="segment_ids, positions: got 1024 marked rows") as caught:
+        attend(1024)
+    most = int(re.search(r"wanted at most (\d+)", str(caught.value))[1])
+    assert 128 < most < 1024
+    assert attend(most).shape == (most, 8192, 1, 64)
