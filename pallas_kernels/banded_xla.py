@@ -24,12 +24,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from pallas_kernels.choice import device
 from pallas_kernels.tiling import BLOCK, Span, plan_spans
 from pallas_kernels.tuning import BlockSizes
 from pallas_kernels.window import NO_MARKS, Marks, same_segment, visible
 
 # Finite, so that a row without keys stays free of NaN; large enough that exp gives exactly 0.
 _MASKED = -1e30
+_WORTH_HALVING = 2**14  # queries of all heads; smaller halves cost more in calls than they gain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,4 +315,27 @@ def banded_attention(
     # Narrower queries would be rounded by the scale; theirs stands on the float32 logits.
     on_queries, on_logits = (scale, 1.0) if _wide(q.dtype) == q.dtype else (1.0, scale)
     setting = _Setting(window, on_queries, on_logits, soft_cap, block, return_lse)
-    return _compiled(setting, q, k, v, marks, sinks)
+    if not _halves_pay(setting, q.shape, k.shape[1]):
+        return _compiled(setting, q, k, v, marks, sinks)
+    middle = q.shape[0] // 2
+    parts = []
+    for rows in (slice(None, middle), slice(middle, None)):
+        here = Marks(*(None if x is None else x[rows] for x in marks))
+        parts.append(_compiled(setting, q[rows], k[rows], v[rows], here, sinks))
+    (first, first_lse), (second, second_lse) = parts
+    out = jnp.concatenate([first, second])
+    return out, None if first_lse is None else jnp.concatenate([first_lse, second_lse])
+
+
+def _halves_pay(setting: _Setting, shape: tuple[int, ...], keys: int) -> bool:
+    """Whether to compute the batch in two halves, independent of each other.
+
+    XLA's CPU backend gives a tile one core, and runs independent tiles beside each other, but the
+    steps of a loop in turn. So short rows gain (a third, at B16 T256 N6 H32), and scanned ones do
+    not. A batch that a mesh splits has its cores at work already.
+    """
+    batch, queries, heads, _ = shape
+    alone = device()[0] == "cpu" and jax.device_count() == 1
+    large = batch >= 2 and batch * queries * heads >= _WORTH_HALVING
+    plan = plan_spans(queries, keys, setting.window, setting.block)
+    return alone and large and all(span.steps == 1 for span in plan)

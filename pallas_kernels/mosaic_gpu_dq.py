@@ -1,21 +1,18 @@
 """The derivative in the queries on Hopper; laid out as the forward pass is."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.flash import Call
+from pallas_kernels.mosaic_gpu_queries import ByQueries
 from pallas_kernels.mosaic_gpu_ring import Ring, ring_scratch
 from pallas_kernels.mosaic_gpu_tile import (
     COMPUTE_WARPGROUPS,
-    Here,
     Sight,
     add_product,
     along_rows,
@@ -33,41 +30,10 @@ from pallas_kernels.window import Marks
 
 
 @dataclasses.dataclass(frozen=True)
-class _Dq:
-    """The kernel; `pairs` are the names of the marks there are."""
+class _Dq(ByQueries):
+    """The kernel."""
 
-    call: Call
-    offset: int
-    stages: int
-    rows: int
-    block_k: int
-    head_dim: int
-    group: int
-    pairs: list[tuple[str, str]]
-
-    def body(self, refs: dict[str, Any], outs: Sequence[Any], scratch: dict[str, Any]) -> None:
-        here = Here.read(refs["table"])
-        rings = [Ring(self.stages, *scratch[name]) for name in ("k", "v")]
-        here.split(
-            lambda: self._load(here, refs, *rings),
-            lambda: self._compute(here, refs, outs, scratch, *rings),
-        )
-
-    def _load(self, here: Here, refs: dict[str, Any], k_ring: Ring, v_ring: Ring) -> None:
-        kv_head = lax.div(here.head, jnp.int32(self.group))
-
-        def fill(step, _):
-            keys = pl.ds((here.start + step) * self.block_k, self.block_k)
-            marks = [[refs[name].at[here.batch, keys]] for _, name in self.pairs]
-            k_ring.fill(step, [[refs["k"].at[here.batch, keys, kv_head]], *marks])
-            v_ring.fill(step, [[refs["v"].at[here.batch, keys, kv_head]]])
-            return _
-
-        lax.fori_loop(0, here.steps, fill, None)
-        k_ring.drain(here.steps)
-        v_ring.drain(here.steps)
-
-    def _compute(self, here, refs, outs, scratch, k_ring: Ring, v_ring: Ring) -> None:
+    def compute(self, here, refs, outs, scratch, k_ring: Ring, v_ring: Ring) -> None:
         first_q = here.block * (self.rows * COMPUTE_WARPGROUPS) + here.warpgroup * self.rows
         own = pl.ds(first_q, self.rows)
         q_smem, do_smem = (scratch[name].at[here.warpgroup] for name in ("q", "d_out"))

@@ -48,6 +48,13 @@ def test_outputs_and_gradients_match_at_block_edges_of_the_row(queries):
     assert_matches_oracle(make_case(queries=queries, heads=2, kv_heads=1), window=None)
 
 
+def test_large_batches_of_short_rows_computed_in_halves_match():
+    case = make_case(batch=43, queries=100, heads=4, kv_heads=2, head_dim=8, sinks=True)
+    ids = np.ones((43, 100), np.int32)
+    ids[:5, 40:], ids[-5:, 70:] = 2, 0
+    assert_matches_oracle(case, window=30, segment_ids=ids)
+
+
 @pytest.mark.parametrize("window", [130, slow(None)])
 def test_long_rows_scanned_in_padded_spans_match(window):
     assert_matches_oracle(make_case(queries=10 * BLOCK + 5, batch=1, head_dim=8), window=window)
