@@ -13,11 +13,13 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import mosaic_tpu_backward
+from pallas_kernels.reference import reference_attention
 from pallas_kernels.tuning import BlockSizes
 from pallas_kernels.window import NO_MARKS, Marks, attention_mask, key_range
 from tests.pallas_kernels.attention_cases import make_case
 from tests.pallas_kernels.mosaic_tpu_cases import (
     BLOCK,
+    EXACT,
     SMALL,
     UNEVEN,
     assert_matches_oracle,
@@ -277,33 +279,42 @@ def test_two_cores_race_nowhere_forward_or_backward(marked):
     assert not interpret_pallas_call.races.races_found
 
 
-def gradients(attend, q, k, v):
-    return jax.grad(lambda *x: (attend(*x, NO_MARKS, None)[0] ** 2).sum(), argnums=(0, 1, 2))(
-        q, k, v
-    )
+def gradients(attend, q, k, v, d_out):
+    return jax.vjp(lambda *x: attend(*x, NO_MARKS, None)[0], q, k, v)[1](d_out)
+
+
+def exact_gradients(q, k, v, d_out, *, window):
+    """The same of the dense reference in float64."""
+    scale = q.shape[-1] ** -0.5
+
+    def attend(q, k, v, marks, sinks):
+        return reference_attention(q, k, v, window=window, marks=marks, scale=scale, sinks=sinks)
+
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(x, jnp.float64) for x in (q, k, v, d_out)]
+        return [np.asarray(x) for x in gradients(attend, *wide)]
 
 
 @pytest.mark.parametrize("transform", ["vmap", slow("scan"), slow("checkpoint")])
-def test_transformations_change_no_result(transform):
+def test_gradients_match_under_transformations(transform):
     attend = interpreted(40)
-    rows = [
-        make_case(queries=140, batch=1, head_dim=64, seed=s).cast(jnp.float32)[0] for s in (0, 1)
-    ]
-    stacked = [jnp.stack(x) for x in zip(*(row[:3] for row in rows), strict=True)]
-    one = jax.jit(functools.partial(gradients, attend))
-    wanted = [one(*row[:3]) for row in rows]
+    rows = []
+    for seed in (0, 1):
+        (*inputs, _), d_out = make_case(queries=140, batch=1, head_dim=64, seed=seed).cast(
+            jnp.float32
+        )
+        rows.append((*inputs, d_out))
+    stacked = [jnp.stack(x) for x in zip(*rows, strict=True)]
     if transform == "vmap":
         got = jax.jit(jax.vmap(functools.partial(gradients, attend)))(*stacked)
     elif transform == "scan":
         got = jax.lax.scan(lambda _, x: (None, gradients(attend, *x)), None, tuple(stacked))[1]
     else:
         saved = jax.checkpoint(attend, static_argnums=(3, 4))
-        got = [
-            jnp.stack(x) for x in zip(*(gradients(saved, *row[:3]) for row in rows), strict=True)
-        ]
-    for n, each in enumerate(wanted):
-        for ours, theirs in zip(got, each, strict=True):
-            np.testing.assert_allclose(ours[n], theirs, rtol=0, atol=1e-6)
+        got = [jnp.stack(x) for x in zip(*(gradients(saved, *row) for row in rows), strict=True)]
+    for n, row in enumerate(rows):
+        for ours, wanted in zip(got, exact_gradients(*row, window=40), strict=True):
+            np.testing.assert_allclose(ours[n], wanted, rtol=0, atol=EXACT.gradient)
 
 
 @pytest.mark.slow
@@ -322,20 +333,22 @@ def test_marks_of_a_batch_pass_through_vmap():
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec as P
-from pallas_kernels.window import NO_MARKS
 from tests.pallas_kernels.attention_cases import make_case
-from tests.pallas_kernels.test_mosaic_tpu import gradients, interpreted
-(q, k, v, _), _ = make_case(queries=140, heads=4, kv_heads=2, head_dim=64).cast(jnp.float32)
+from tests.pallas_kernels.mosaic_tpu_cases import EXACT
+from tests.pallas_kernels.test_mosaic_tpu import exact_gradients, gradients, interpreted
+case = make_case(queries=140, heads=4, kv_heads=2, head_dim=64)
+(*inputs, _), d_out = case.cast(jnp.float32)
+wanted = exact_gradients(*inputs, d_out, window=40)
 mesh = jax.make_mesh((2, 2), ("rows", "heads"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 spec = P("rows", None, "heads")
 attend = interpreted(40)
 for check in (False, True):
     sharded = jax.jit(jax.shard_map(
-        lambda q, k, v: gradients(attend, q, k, v),
+        lambda *x: gradients(attend, *x),
         mesh=mesh, in_specs=spec, out_specs=spec, check_vma=check,
-    ))(q, k, v)
-    for got, wanted in zip(sharded, jax.jit(lambda: gradients(attend, q, k, v))()):
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
+    ))(*inputs, d_out)
+    for ours, theirs in zip(sharded, wanted):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=EXACT.gradient)
 print("sharded over", len(jax.devices()))
 """
 
