@@ -56,9 +56,7 @@ def read_rope(
     """
     new, old = values.group("rope_parameters"), values.group("rope_scaling")
     theta = values.number("rope_theta", theta)
-    fraction = 1.0
-    if partial:
-        fraction = values.number("partial_rotary_factor", 1.0)
+    fraction = _fraction(values, 1.0) if partial else 1.0
     original = values.integer_or_none("original_max_position_embeddings", original)
     lengths = Lengths(longest, original)
     group = old or new or ConfigReader({}, field="")
@@ -82,12 +80,19 @@ def rope_of(
     name = "rope_type" if group.has("rope_type") else "type"
     read = group.choice(name, kinds, "default")
     group.ignore("type", "rope_type")
-    fraction = group.number("partial_rotary_factor", beside.fraction)
-    if fraction > 1 or (fraction != 1 and not partial):
-        raise group.error("partial_rotary_factor", "at most 1" if partial else "1, all of a head")
+    fraction = _fraction(group, beside.fraction)
+    if fraction != 1 and not partial:
+        raise group.error("partial_rotary_factor", "1: this family turns all of a head")
     rope = read(Rope(group.number("rope_theta", beside.theta), fraction), group, lengths)
     group.refuse_unread()
     return rope
+
+
+def _fraction(values: ConfigReader, default: float) -> float:
+    fraction = values.number("partial_rotary_factor", default)
+    if fraction > 1:
+        raise values.error("partial_rotary_factor", "at most 1, all of a head")
+    return fraction
 
 
 def _default(rope: Rope, group: ConfigReader, lengths: Lengths) -> Rope:

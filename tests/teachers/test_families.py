@@ -96,7 +96,7 @@ def test_a_random_model_computes_what_transformers_computes(case, tmp_path, tabl
         errors["window"] = errors["logits"]
     errors["segments"] = 0.0
     for segment in (1, 2):
-        at = np.flatnonzero(SEGMENTS == segment)
+        at = np.flatnonzero(segment == SEGMENTS)
         alone, alone_states = outputs(theirs, tokens[2:, at])
         new = [logits[2:, at] - alone, states[:, 2:, at] - np.stack(alone_states)]
         errors["segments"] = max(errors["segments"], *(np.abs(each).max() for each in new))

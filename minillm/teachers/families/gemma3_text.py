@@ -41,6 +41,9 @@ def _ropes(values: ConfigReader, longest: int) -> tuple[Rope, Rope]:
     """Of the local layers, and of the others; only the old spelling's stretch is for one alone."""
     by_type = values.group("rope_parameters") or ConfigReader({}, field="")
     stretched = values.group("rope_scaling")
+    if stretched is not None and not stretched.has("rope_type"):
+        # transformers does not hear the older "type" here: it would leave the stretch out.
+        raise stretched.error("rope_type", "the kind of the stretch under this name")
     lengths = Lengths(longest)
     plain = ConfigReader({}, field="")
     local = Rope(values.number("rope_local_base_freq", 10_000.0))
