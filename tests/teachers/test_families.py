@@ -22,8 +22,9 @@ pytestmark = pytest.mark.reference
 
 LOGITS = TOLERANCES["float32"].logits
 LENGTH, PROMPT, DECODED = 24, 6, 14
-# The packed row: documents of 9 and 12 tokens, then padding.
-SEGMENTS = np.array([1] * 9 + [2] * 12 + [0] * 3)
+# The packed row: documents of 5 and 16 tokens, then padding. A document of 16 is as long as the
+# short factors of longrope still hold in CASES; the other rows are longer.
+SEGMENTS = np.array([1] * 5 + [2] * 16 + [0] * 3)
 # Their layers differ in what they cache.
 CACHED = ("Gemma3", "Phi3", "SmolLM3")
 COLUMNS = ("logits", "hidden", "window", "segments", "decoding")
