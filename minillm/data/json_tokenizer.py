@@ -18,6 +18,8 @@ from minillm.data.tokenizer_protocol import require_ids, require_unicode
 
 JSON_NAME = "tokenizer.json"
 _PROBE = "Hello world, x = 12"
+# Unicode's last code point, a piece of no model: what is done with the unknown.
+_UNKNOWN = "\U0010ffff"
 
 
 class JsonTokenizer:
@@ -167,7 +169,8 @@ def _built(file: TokenizerFile, special: dict[int, str], place: str) -> tokenize
         built = tokenizers.Tokenizer.from_str(json.dumps(document))
         built.encode_special_tokens = True
         # Some errors show only when text is cut, or written.
-        built.decode(built.encode(_PROBE, add_special_tokens=False).ids)
+        for text in (_PROBE, _UNKNOWN):
+            built.decode(built.encode(text, add_special_tokens=False).ids)
     # The library raises no class of its own.
     except Exception as error:
         raise UserError(

@@ -202,7 +202,8 @@ class TokenizerFile:
             if not isinstance(piece, dict) or "SpecialToken" not in piece:
                 break
             token = piece["SpecialToken"]
-            entry = tokens.get(token.get("id")) if isinstance(token, dict) else None
+            name = token.get("id") if isinstance(token, dict) else None
+            entry = tokens.get(name) if isinstance(name, str) else None
             numbers = entry.get("ids") if isinstance(entry, dict) else None
             if not isinstance(numbers, list) or not all(type(i) is int for i in numbers):
                 raise self._wrong("post_processor", token, "a token of its special_tokens")
