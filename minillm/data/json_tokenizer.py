@@ -166,7 +166,7 @@ def _built(file: TokenizerFile, special: dict[int, str], place: str) -> tokenize
     document = file.hidden(special)
     wanted = {token["id"]: token["content"] for token in document["added_tokens"]}
     try:
-        built = tokenizers.Tokenizer.from_str(json.dumps(document))
+        built = tokenizers.Tokenizer.from_str(json.dumps(document, ensure_ascii=False))
         built.encode_special_tokens = True
         # Some errors show only when text is cut, or written.
         for text in (_PROBE, _UNKNOWN):
