@@ -18,7 +18,7 @@ MODEL = replace(tiny.MODEL, vocab_size=128, max_length=64)
 class Letters:
     """A token for each character, and an end that a model of 128 tokens never says."""
 
-    bos_id, eos_id, pad_id = 1, 128, 0
+    bos_id, adds_bos, eos_ids, pad_id = 1, True, (128,), 0
 
     def encode(self, text):
         return [ord(letter) for letter in text]
