@@ -7,6 +7,8 @@ from typing import Any, Literal
 from minillm.core import configs
 from minillm.core.errors import UserError
 
+Dtype = Literal["float32", "bfloat16"]
+
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -62,7 +64,7 @@ class ModelConfig:
     qk_norm: bool = False
     attention_soft_cap: float | None = None
     logit_soft_cap: float | None = None
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Dtype = "float32"
     remat: Literal["none", "dots", "full"] = "none"
     scan_layers: bool = True
     attention_implementation: str | None = None
