@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
@@ -20,10 +21,12 @@ from minillm.core.manifest import (
 )
 from minillm.core.sharding import MeshConfig, check_divides, make_mesh
 from minillm.data.corpus import read_examples
+from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.rows import RowsReader
-from minillm.data.tokenizer import BPETokenizer
+from minillm.data.tokenizer_protocol import Tokenizer
+from minillm.data.vocabulary import compare
 from minillm.model.config import Dtype, ModelConfig
-from minillm.stages.preparation import TOKENIZER, RowsConfig, make_rows
+from minillm.stages.preparation import RowsConfig, make_rows
 from minillm.stages.scoring import Scorer, compile_scorer, smallest_batch
 from minillm.stages.training import check_row_fits
 from minillm.store import TeacherTargets, write_store
@@ -78,18 +81,18 @@ def rows_for(
         raise UserError(
             field="tokenizer_path",
             got="nothing",
-            wanted="a tokenizer.model, since the teacher mock brings none",
+            wanted="a tokenizer, since the teacher mock brings none",
             fix="run launch/train_tokenizer.py and give its file",
         )
     if teacher != MOCK:
         check_folder(epath.Path(teacher))
-    tokenizer = tokenizer_path or epath.Path(teacher) / TOKENIZER
+    tokenizer = tokenizer_path or epath.Path(teacher)
     if (epath.Path(data) / MANIFEST_NAME).exists():
         return data, tokenizer
     require_writable(packed)
     with hosts.first_host_first("rows packed"):
         examples = list(read_examples(data))
-        make_rows(packed, config.rows, examples, BPETokenizer.load(tokenizer))
+        make_rows(packed, config.rows, examples, load_tokenizer(tokenizer))
     return packed, tokenizer
 
 
@@ -99,6 +102,7 @@ def precompute(
     *,
     teacher: str,
     rows: epath.PathLike,
+    tokenizer: epath.PathLike | None = None,
     devices: Sequence[jax.Device] | None = None,
     description: str = "teacher targets",
 ) -> Manifest:
@@ -109,6 +113,8 @@ def precompute(
 
     Args:
         teacher: a model folder, or "mock" for a tiny random model.
+        tokenizer: with which the rows were made; needed where it is another file than the
+            teacher's, to compare what the two hold.
         devices: what the mesh is made of; None takes all.
 
     Raises:
@@ -120,13 +126,21 @@ def precompute(
     mesh = make_mesh(config.mesh, devices or _all_devices())
     dtype = config.dtype or ("float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16")
     vocab_size = int(reader.manifest.counts["vocab_size"])
-    model, tokenizer = describe_teacher(teacher, vocab_size=vocab_size, dtype=dtype)
+    model, own = describe_teacher(teacher, vocab_size=vocab_size, dtype=dtype)
     check_row_fits(model, reader.row_length, name="teacher's ")
-    own = tokenizer.fingerprint if tokenizer else reader.manifest.inputs["tokenizer"]
-    _check_tokenizer(reader, own)
-    candidates = min(config.candidates, model.vocab_size)
-    begun = _check_output(directory, config, reader, model, own, candidates)
-    scorer = _scorer(config, mesh, model, reader, candidates, begun)
+    kept = (
+        model.vocab_size
+        if own is None
+        else _shared_vocabulary(own, model.vocab_size, teacher, reader, tokenizer)
+    )
+    store = StoreConfig(
+        candidates=min(config.candidates, kept),
+        vocab_size=kept,
+        row_length=reader.row_length,
+        rows_per_shard=config.rows_per_shard,
+    )
+    begun = _check_output(directory, store, reader)
+    scorer = _scorer(config, mesh, model, store, len(reader), begun)
     loaded = load_teacher(teacher, vocab_size=vocab_size, seed=config.seed, mesh=mesh, dtype=dtype)
     params = nnx.to_pure_dict(nnx.state(loaded.model))
 
@@ -138,11 +152,11 @@ def precompute(
         reader,
         score,
         teacher_fingerprint=loaded.fingerprint,
-        tokenizer_fingerprint=own,
-        candidates=candidates,
+        tokenizer_fingerprint=reader.manifest.inputs["tokenizer"],
+        candidates=store.candidates,
         batch_size=scorer.rows_of_a_host,
-        rows_per_shard=config.rows_per_shard,
-        vocab_size=loaded.config.vocab_size,
+        rows_per_shard=store.rows_per_shard,
+        vocab_size=store.vocab_size,
         description=description,
     )
 
@@ -152,37 +166,44 @@ def _all_devices() -> list[jax.Device]:
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
-def _check_tokenizer(reader: RowsReader, own: str) -> None:
-    made_with = reader.manifest.inputs["tokenizer"]
-    if own != made_with:
+def _shared_vocabulary(
+    own: Tokenizer,
+    logits: int,
+    teacher: str,
+    rows: RowsReader,
+    tokenizer_path: epath.PathLike | None,
+) -> int:
+    """How many of the teacher's logits are for the rows' ids: the first so many, the rest is cut.
+
+    Raises:
+        UserError: the teacher's tokenizer and the rows' do not mean the same by an id.
+    """
+    wanted = rows.manifest.inputs["tokenizer"]
+    made_with = own
+    if own.fingerprint != wanted and tokenizer_path is not None:
+        made_with = load_tokenizer(tokenizer_path)
+    if made_with.fingerprint != wanted:
         raise UserError(
-            field="teacher's tokenizer",
-            got=f"fingerprint {own}",
-            wanted=f"{made_with}, with which the rows in {reader.directory} were made",
-            fix="pack the text into rows with the teacher's tokenizer",
+            field="tokenizer_path",
+            got=f"{tokenizer_path or teacher} (fingerprint {made_with.fingerprint[:12]})",
+            wanted=f"the tokenizer of {rows.directory} (fingerprint {wanted[:12]})",
+            fix="give the tokenizer of the rows, or pack the text with the teacher's",
         )
+    found = compare(made_with, own, logits).require_same(teacher)
+    if note := found.note(teacher):
+        logging.warning("%s", note)
+    return found.kept
 
 
 def _check_output(
-    directory: epath.PathLike,
-    config: PrecomputeConfig,
-    reader: RowsReader,
-    model: ModelConfig,
-    tokenizer: str,
-    candidates: int,
+    directory: epath.PathLike, store: StoreConfig, reader: RowsReader
 ) -> Manifest | None:
     """What the directory holds of this store; only the weights' fingerprint is not compared yet."""
-    store = StoreConfig(
-        candidates=candidates,
-        vocab_size=model.vocab_size,
-        row_length=reader.row_length,
-        rows_per_shard=config.rows_per_shard,
-    )
     found = found_stage(
         directory,
         schema=SCHEMA,
         config=dataclasses.asdict(store),
-        inputs={"rows": reader.fingerprint, "tokenizer": tokenizer},
+        inputs={"rows": reader.fingerprint, "tokenizer": reader.manifest.inputs["tokenizer"]},
         all_inputs=False,
     )
     if found is None or not found.complete:
@@ -194,8 +215,8 @@ def _scorer(
     config: PrecomputeConfig,
     mesh: Mesh,
     model: ModelConfig,
-    reader: RowsReader,
-    candidates: int,
+    store: StoreConfig,
+    rows: int,
     begun: Manifest | None,
 ) -> Scorer:
     size = config.batch_size
@@ -215,8 +236,9 @@ def _scorer(
     return compile_scorer(
         model,
         mesh,
-        row_length=reader.row_length,
-        rows=len(reader),
-        candidates=candidates,
+        row_length=store.row_length,
+        rows=rows,
+        candidates=store.candidates,
+        vocab_size=store.vocab_size,
         batch_size=size,
     )

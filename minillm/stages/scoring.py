@@ -71,6 +71,7 @@ def compile_scorer(
     row_length: int,
     rows: int,
     candidates: int,
+    vocab_size: int,
     batch_size: int | None,
     memory: int | None = None,
 ) -> Scorer:
@@ -83,6 +84,7 @@ def compile_scorer(
     Args:
         config: of the teacher; its parameters come in the compute dtype.
         rows: how many there are to score.
+        vocab_size: of the tokenizer; logits beyond it are cut off.
         memory: bytes of each device; None asks the device.
 
     Raises:
@@ -92,7 +94,7 @@ def compile_scorer(
     sizes = [batch_size] if batch_size else _sizes(mesh, row_length, rows)
     needed: int | None = None
     for size in sizes:
-        compiled, needed = _compiled(config, mesh, row_length, candidates, size)
+        compiled, needed = _compiled(config, mesh, row_length, candidates, vocab_size, size)
         if compiled is not None and (memory is None or needed <= memory):
             return Scorer(compiled, mesh, size, needed)
     raise _too_large(config, mesh, row_length, sizes[-1], needed, memory, batch_size)
@@ -135,7 +137,7 @@ def _sizes(mesh: Mesh, row_length: int, rows: int) -> list[int]:
 
 
 def _compiled(
-    config: ModelConfig, mesh: Mesh, row_length: int, candidates: int, size: int
+    config: ModelConfig, mesh: Mesh, row_length: int, candidates: int, vocab_size: int, size: int
 ) -> tuple[jax.stages.Compiled | None, int]:
     """The computation for `size` rows, and the bytes it takes; without it, at least so many."""
     if mesh.local_devices[0].platform == "cpu":
@@ -151,7 +153,7 @@ def _compiled(
         hidden = model.hidden(
             rows["tokens"], segment_ids=rows["segment_ids"], positions=rows["positions"]
         )
-        return targets_of(model, hidden, candidates, at_a_time)
+        return targets_of(model, hidden, candidates, at_a_time, vocab_size)
 
     layouts = TeacherTargets(_row_sharding(mesh), _row_sharding(mesh), _row_sharding(mesh))
     with jax.set_mesh(mesh):
@@ -175,7 +177,11 @@ def _compiled(
 
 
 def targets_of(
-    model: Transformer, hidden: Float[Array, "B T D"], candidates: int, at_a_time: int
+    model: Transformer,
+    hidden: Float[Array, "B T D"],
+    candidates: int,
+    at_a_time: int,
+    vocab_size: int,
 ) -> TeacherTargets:
     """Logits and their candidates for `at_a_time` positions of every row after the other.
 
@@ -186,7 +192,9 @@ def targets_of(
     padded = jnp.pad(hidden, ((0, 0), (0, turns * at_a_time - length), (0, 0)))
     # Every turn takes each `turns`-th position: rows cut along T stay on their devices.
     by_turn = jnp.moveaxis(padded.reshape(batch, at_a_time, turns, width), 2, 0)
-    found = jax.lax.map(lambda part: top_candidates(model.logits(part), candidates), by_turn)
+    found = jax.lax.map(
+        lambda part: top_candidates(model.logits(part)[..., :vocab_size], candidates), by_turn
+    )
 
     def in_order(part: Array) -> Array:
         part = jnp.moveaxis(part, 0, 2)

@@ -7,7 +7,8 @@ from jax.sharding import Mesh
 
 from minillm.core.checkpoint import MODEL_DESCRIPTION, load_params, read_model_description
 from minillm.core.errors import UserError
-from minillm.data.tokenizer import BPETokenizer
+from minillm.data.load_tokenizer import load_tokenizer
+from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.model.config import Dtype, ModelConfig
 from minillm.model.functional import ModelFunction
 from minillm.teachers.teacher import Teacher
@@ -15,7 +16,7 @@ from minillm.teachers.teacher import Teacher
 
 def checkpoint_description(
     directory: epath.Path, dtype: Dtype | None = None
-) -> tuple[ModelConfig, BPETokenizer]:
+) -> tuple[ModelConfig, Tokenizer]:
     """What the model and its tokenizer are, without the weights.
 
     Raises:
@@ -23,13 +24,13 @@ def checkpoint_description(
     """
     description = directory / MODEL_DESCRIPTION
     config = ModelConfig.from_dict(read_model_description(directory), field=str(description))
-    tokenizer = BPETokenizer.load(directory)
+    tokenizer = load_tokenizer(directory)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
-            field=f"{directory}: tokenizer.model",
-            got=f"{tokenizer.vocab_size} pieces",
+            field=f"{directory}: its tokenizer",
+            got=f"{tokenizer.vocab_size} tokens",
             wanted=f"{config.vocab_size}, the vocabulary of the model beside it",
-            fix="put the tokenizer.model there with which the model was trained",
+            fix="put the tokenizer there with which the model was trained",
         )
     return dataclasses.replace(config, compute_dtype=dtype or config.compute_dtype), tokenizer
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from minillm.core.checkpoint import MODEL_DESCRIPTION
 from minillm.core.errors import UserError
 from minillm.core.sharding import MeshConfig, make_mesh
-from minillm.data.tokenizer import BPETokenizer
+from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.model.config import Dtype, ModelConfig
 from minillm.teachers.checkpoint import checkpoint_description, checkpoint_teacher
 from minillm.teachers.mock import mock_config, mock_teacher
@@ -32,7 +32,8 @@ def load_teacher(
     Args:
         path: a folder that a minillm training wrote, or "mock" for a tiny random model.
         vocab_size: of the tokenizer it will read; "mock" is made with it, any other teacher must
-            have it. None takes the teacher's own.
+            have as many at least (`data.vocabulary` compares what they mean). None takes the
+            teacher's own.
         seed: of the weights of "mock".
         mesh: where the weights go; None spreads batches over all devices.
         dtype: of matrices and activations; None takes what the model was trained in.
@@ -49,7 +50,7 @@ def load_teacher(
 
 def describe_teacher(
     path: epath.PathLike, *, vocab_size: int | None = None, dtype: Dtype | None = None
-) -> tuple[ModelConfig, BPETokenizer | None]:
+) -> tuple[ModelConfig, Tokenizer | None]:
     """The configuration with which `load_teacher` would load it, and its tokenizer.
 
     No weights are read: what can be wrong with a folder's descriptions is found here.
@@ -70,12 +71,12 @@ def describe_teacher(
     directory = epath.Path(path)
     check_folder(directory)
     config, tokenizer = checkpoint_description(directory, dtype)
-    if vocab_size not in (None, config.vocab_size):
+    if vocab_size is not None and vocab_size > config.vocab_size:
         raise UserError(
             field=f"teacher {directory}",
             got=f"a vocabulary of {config.vocab_size} tokens",
-            wanted=f"{vocab_size}, as the rows have",
-            fix="pack the text into rows with the teacher's tokenizer.model",
+            wanted=f"at least {vocab_size}, as the rows have",
+            fix="pack the text into rows with the teacher's tokenizer",
         )
     return config, tokenizer
 

@@ -32,6 +32,7 @@ def main() -> None:
             row_length=rows.row_length,
             rows=len(rows),
             candidates=8,
+            vocab_size=teacher.config.vocab_size,
             batch_size=8,
         )
         params = nnx.to_pure_dict(nnx.state(teacher.model))

@@ -96,6 +96,7 @@ def test_each_document_is_scored_as_if_alone_at_positions_from_zero(work, rows):
         row_length=rows.row_length,
         rows=len(rows),
         candidates=8,
+        vocab_size=teacher.config.vocab_size,
         batch_size=2,
     )
     batch = stacked(rows, [0, 1])
@@ -118,18 +119,21 @@ def test_each_document_is_scored_as_if_alone_at_positions_from_zero(work, rows):
 
 
 @pytest.mark.parametrize("at_a_time", [1, 7, 64, 100])
-def test_positions_in_turns_give_what_all_at_once_give(work, rows, at_a_time):
+def test_positions_in_turns_give_what_all_at_once_give_and_padded_vocabularies_are_cut(
+    work, rows, at_a_time
+):
     model = load_teacher(work / "teacher").model
     batch = stacked(rows, [0, 1])
     hidden = model.hidden(batch["tokens"], segment_ids=batch["segment_ids"])
-    found = targets_of(model, hidden, 5, at_a_time)
-    wanted = scoring.top_candidates(model.logits(hidden), 5)
+    found = targets_of(model, hidden, 5, at_a_time, 200)
+    wanted = scoring.top_candidates(model.logits(hidden)[..., :200], 5)
     assert found.candidate_ids.shape == wanted.candidate_ids.shape
     assert_same_targets(found, wanted, TOLERANCES["float32"].output)
 
 
 def find(config=MODEL, **changes):
     options = {"row_length": 64, "rows": 1000, "candidates": 4, "batch_size": None}
+    options["vocab_size"] = config.vocab_size
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     return compile_scorer(config, mesh, **{**options, **changes})
 
