@@ -10,7 +10,7 @@ from minillm.core.errors import UserError
 from minillm.core.manifest import file_sha256, fingerprint_of
 from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.tokenizer_protocol import Tokenizer
-from minillm.model.config import ModelConfig
+from minillm.model.config import Dtype, ModelConfig
 from minillm.model.functional import ModelFunction
 from minillm.teachers.huggingface_config import describe
 from minillm.teachers.loading import Params, check_tensors, load_weights
@@ -40,33 +40,34 @@ class Folder(NamedTuple):
     tokenizer: Tokenizer
 
 
-def huggingface_folder(directory: epath.PathLike, dtype: str | None = None) -> Folder:
+def huggingface_folder(
+    directory: epath.PathLike,
+    dtype: Dtype | None = None,
+    *,
+    tokenizer: epath.PathLike | None = None,
+) -> Folder:
     """Everything but the weights, and whether they are those that the configuration asks for.
 
     Args:
         dtype: of matrices and activations; None is float32.
+        tokenizer: where it lies, if not in the folder.
 
     Raises:
         UserError: a part is missing or broken, or two do not fit together.
     """
     config, weights, ignored, files = _model(directory, dtype)
-    tokenizer = load_tokenizer(directory)
-    _require_same_vocabulary(directory, config, tokenizer)
-    return Folder(config, weights, ignored, files, tokenizer)
+    place = directory if tokenizer is None else tokenizer
+    loaded = load_tokenizer(place)
+    _require_same_vocabulary(place, config, loaded)
+    return Folder(config, weights, ignored, files, loaded)
 
 
-def huggingface_teacher(
-    directory: epath.PathLike, *, mesh: Mesh, dtype: str | None = None
-) -> Teacher:
+def huggingface_teacher(folder: Folder, *, mesh: Mesh) -> Teacher:
     """The model of a folder, each tensor read straight onto its shards.
 
-    Args:
-        dtype: of matrices and activations; None is float32.
-
     Raises:
-        UserError: as `huggingface_folder`, or weights that are not finite.
+        UserError: weights that are not finite.
     """
-    folder = huggingface_folder(directory, dtype)
     function = ModelFunction(folder.config)
     abstract = function.abstract(mesh, folder.config.compute_dtype)
     params = load_weights(folder.files, folder.weights, abstract, ignored=folder.ignored)
@@ -78,7 +79,7 @@ def huggingface_teacher(
 
 
 def load_model(
-    directory: epath.PathLike, *, mesh: Mesh, dtype: str | None = None
+    directory: epath.PathLike, *, mesh: Mesh, dtype: Dtype | None = None
 ) -> tuple[ModelConfig, Params]:
     """As `huggingface_teacher`, without a tokenizer."""
     config, weights, ignored, files = _model(directory, dtype)
@@ -92,7 +93,7 @@ def files_fingerprint(files: TensorFiles, dtype: str) -> str:
 
 
 def _model(
-    directory: epath.PathLike, dtype: str | None
+    directory: epath.PathLike, dtype: Dtype | None
 ) -> tuple[ModelConfig, WeightMap, tuple[str, ...], TensorFiles]:
     files = TensorFiles(directory)
     config, weights, ignored = describe(directory, files.names)
