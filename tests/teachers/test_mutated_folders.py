@@ -121,4 +121,4 @@ def test_forty_mutated_folders_are_refused_or_computed_as_elsewhere(whole, unhar
 def test_three_hundred_mutated_folders(whole, unharmed, tmp_path):
     ends = run(whole, unharmed, tmp_path, range(40, 340))
     # A fuzz that is only ever refused would show nothing of wrong results.
-    assert ends["config", "as the other library"] >= 3
+    assert ends["config", "as the other library"] >= 8
