@@ -99,7 +99,12 @@ def other_tokenizer(work, output):
         (a_file, {}, "teacher", "output folder .*which is a file"),
         (None, {}, "absent", "teacher: got .*absent, no such folder"),
         (None, {"mesh": MeshConfig(tensor=64)}, "teacher", "mesh: got .*product is the number"),
-        (other_tokenizer, {}, "stranger", "tokenizer_path: got .*stranger .*fingerprint|vocabulary of"),
+        (
+            other_tokenizer,
+            {},
+            "stranger",
+            "tokenizer_path: got .*stranger .*fingerprint|vocabulary of",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_before_the_teacher_is_loaded(
