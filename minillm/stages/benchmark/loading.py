@@ -101,7 +101,7 @@ def write_random_model(
     write_json(folder / "config.json", description)
     random = np.random.default_rng(0)
     shapes = list(_llama_shapes(description))
-    listed = {}
+    listed: dict[str, str] = {}
     for part in range(files):
         name = f"model-{part + 1:05}-of-{files:05}.safetensors"
         mine = shapes[part * len(shapes) // files : (part + 1) * len(shapes) // files]
