@@ -251,6 +251,7 @@ def test_the_whole_benchmark_prints_its_table_and_writes_json(tmp_path, monkeypa
     [
         ([], ["command line: got flags only", "attention"]),
         (["stores"], ["got stores", "one of attention"]),
+        (["loading", "--windows=4"], ["--windows: got a choice for loading"]),
         (["attention", "--lengths=many"], ["--lengths: got many"]),
     ],
 )
