@@ -1,0 +1,226 @@
+"""Alignment by bytes, against sets of offsets and by hand."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minillm.data.alignment import align_ends, align_row, align_segment, whole_characters
+from minillm.data.corpus import Example, builtin_text_path
+from minillm.data.packing import cut, pack, tokenize
+from minillm.data.tokenizer import BPETokenizer
+
+TEXT = builtin_text_path().read_text(encoding="utf-8")
+TEXTS = st.text(
+    st.one_of(
+        st.characters(exclude_categories=["Cs"]), st.sampled_from(" ▁\\{}<>0129\n\taeinrtüé中")
+    ),
+    max_size=40,
+) | st.sampled_from([TEXT[:200], "x³ − 2x² + ½ ≤ √2", "👩‍👩‍👧 中文 ▁▁", "\\frac{1}{2}", ""])
+
+
+@pytest.fixture(scope="module")
+def small() -> BPETokenizer:
+    return BPETokenizer(380, only_seen_commands=True).train([TEXT])
+
+
+@pytest.fixture(scope="module")
+def large() -> BPETokenizer:
+    return BPETokenizer(900).train([TEXT, "Ein Wörterbuch für größere Übungen. 中文 中文"])
+
+
+class RandomCuts:
+    """A tokenizer that cuts anywhere, within characters too, and has tokens without text."""
+
+    def __init__(self, seed, bos_id=1, eos_id=2):
+        self.seed, self.bos_id, self.eos_id = seed, bos_id, eos_id
+
+    def encode_with_ends(self, text):
+        size = len(text.encode())
+        rng = random.Random(f"{self.seed}/{text}")
+        ends = sorted(rng.choices(range(size + 1), k=rng.randint(0, 2 * size)))
+        ends += [size] if size else []
+        return [rng.randint(3, 99) for _ in ends], ends
+
+
+@settings(max_examples=80, deadline=None)
+@given(TEXTS)
+def test_token_bytes_join_to_the_text_and_ends_count_them(small, large, text):
+    for tokenizer in (small, large):
+        ids, ends = tokenizer.encode_with_ends(text)
+        assert ids == tokenizer.encode(text)
+        data = text.encode()
+        starts = [0, *ends][:-1]
+        parts = [data[a:b] for a, b in zip(starts, ends, strict=True)]
+        assert parts == tokenizer.token_bytes(ids)
+        assert b"".join(parts) == data
+
+
+def test_special_tokens_have_no_bytes_and_a_byte_piece_has_its_own(small):
+    assert small.token_bytes([0, 1, 2, 3]) == [b""] * 4
+    ids = small.encode("中")
+    assert [len(part) for part in small.token_bytes(ids)] == [1, 1, 1]
+
+
+@settings(max_examples=150, deadline=None)
+@given(TEXTS, st.integers(0, 5), st.integers(0, 5), st.booleans())
+def test_spans_end_exactly_where_both_end_and_hold_every_token(small, text, one, two, real):
+    ours = small.encode_with_ends(text)[1] if real else RandomCuts(one).encode_with_ends(text)[1]
+    theirs = RandomCuts(two).encode_with_ends(text)[1]
+    spans = align_ends(ours, theirs)
+    common = sorted((set(ours) & set(theirs)) - {0})
+    for stops, ends in ((spans.student_stop, ours), (spans.teacher_stop, theirs)):
+        assert [ends[stop - 1] for stop in stops] == common
+        assert all(ends[stop] > ends[stop - 1] for stop in stops if stop < len(ends))
+    for starts, stops, ends in (
+        (spans.student_start, spans.student_stop, ours),
+        (spans.teacher_start, spans.teacher_stop, theirs),
+    ):
+        assert list(starts) == [0, *stops[:-1]][: len(stops)]
+        assert not len(text) or stops[-1] == len(ends)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXTS)
+def test_equal_tokenizers_align_at_every_token(large, text):
+    ids, ends = large.encode_with_ends(text)
+    spans = align_ends(ends, ends)
+    every = list(range(len(ids)))
+    assert list(spans.student_start) == list(spans.teacher_start) == every
+    assert list(spans.student_stop) == list(spans.teacher_stop) == [i + 1 for i in every]
+    document = tokenize(Example("", text), large)
+    aligned = align_segment(document.tokens, document.loss_mask, large, large)
+    assert aligned.tokens.tolist() == document.tokens.tolist()
+    assert list(aligned.spans.student_start) == list(range(1, len(document.tokens)))
+    assert list(aligned.spans.teacher_stop) == list(range(2, len(document.tokens) + 1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXTS, st.integers(0, 3))
+def test_a_whole_document_is_in_spans_of_equal_bytes_its_end_included(small, text, seed):
+    teacher = RandomCuts(seed)
+    document = tokenize(Example("", text), small)
+    aligned = align_segment(document.tokens, document.loss_mask, small, teacher)
+    ids, ends = teacher.encode_with_ends(text)
+    assert aligned.tokens.tolist() == [1, *ids, 2]
+    spans = aligned.spans
+    assert spans.student_start[0] == spans.teacher_start[0] == 1
+    assert spans.student_stop[-1] == len(document.tokens)
+    assert spans.teacher_stop[-1] == len(aligned.tokens)
+    assert (spans.student_start[-1], spans.teacher_start[-1]) == (
+        len(document.tokens) - 1,
+        len(aligned.tokens) - 1,
+    )
+    offsets = [0, 0, *ends, ends[-1] if ends else 0]  # before each of the teacher's tokens
+    parts = small.token_bytes(document.tokens.tolist())
+    for a, b, c, d in list(zip(*spans, strict=True))[:-1]:
+        assert b"".join(parts[a:b]) == text.encode()[offsets[c] if c > 1 else 0 : offsets[d]]
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "skipped"),
+    [
+        (b"abc", "abc", 0),
+        ("é".encode()[1:] + b"x", "x", 1),
+        ("中".encode()[1:] + "é".encode(), "é", 2),
+        ("x中".encode()[:-1], "x", 0),
+        ("👩".encode()[1:], "", 3),
+        ("👩".encode()[:3], "", 0),
+        (b"", "", 0),
+    ],
+)
+def test_text_begins_and_ends_with_whole_characters(data, text, skipped):
+    assert whole_characters(data) == (text, skipped)
+
+
+def test_bytes_that_are_no_text_are_an_error():
+    with pytest.raises(UnicodeDecodeError):
+        whole_characters(b"a\xffb")
+
+
+def test_only_spans_of_targets_that_count_are_kept(small, large):
+    document = tokenize(Example("Problem: 1 + 1\nSolution:\n", "It is the number 2."), small)
+    aligned = align_segment(document.tokens, document.loss_mask, small, large)
+    prompt = int(np.argmax(document.loss_mask))
+    assert prompt > 5
+    assert aligned.spans.student_start.min() >= prompt
+    parts = small.token_bytes(document.tokens.tolist())
+    covered = b"".join(
+        b"".join(parts[a:b])
+        for a, b in zip(aligned.spans.student_start, aligned.spans.student_stop, strict=True)
+    )
+    assert covered == b"It is the number 2."
+
+
+def test_a_span_across_the_beginning_of_the_completion_does_not_count(small):
+    class OneToken(RandomCuts):
+        def encode_with_ends(self, text):
+            return [7], [len(text.encode())]
+
+    document = tokenize(Example("ask", "answer"), small)
+    spans = align_segment(document.tokens, document.loss_mask, small, OneToken(0)).spans
+    # The end alone.
+    assert [part.tolist() for part in spans] == [
+        [len(document.tokens) - 1], [len(document.tokens)], [2], [3],
+    ]  # fmt: skip
+
+
+def test_without_special_tokens_the_teachers_first_and_the_students_end_are_in_no_span(small):
+    teacher = RandomCuts(1, bos_id=None, eos_id=None)
+    document = tokenize(Example("", "some words to be cut"), small)
+    aligned = align_segment(document.tokens, document.loss_mask, small, teacher)
+    assert aligned.tokens.tolist() == teacher.encode_with_ends("some words to be cut")[0]
+    assert aligned.spans.teacher_start.min() > 0
+    assert aligned.spans.student_stop.max() == len(document.tokens) - 1
+
+
+@pytest.mark.parametrize("length", [5, 7, 11, 23])
+def test_next_to_a_cut_nothing_counts(small, large, length):
+    text = "Größere Übungen über 中文 und ähnliches, for example."
+    pieces = cut(tokenize(Example("", text), small), length)
+    assert len(pieces) > 2
+    for number, piece in enumerate(pieces):
+        aligned = align_segment(piece.tokens, piece.loss_mask, small, large)
+        whole, skipped = whole_characters(b"".join(small.token_bytes(piece.tokens.tolist())))
+        assert aligned.tokens[0] == large.bos_id
+        assert large.decode(aligned.tokens.tolist()) == whole
+        spans = aligned.spans
+        if number:
+            # The first span begins behind the first token that ends in both.
+            assert not len(spans.student_start) or spans.student_start[0] > 0
+            assert not len(spans.teacher_start) or spans.teacher_start[0] > 1
+        if number < len(pieces) - 1:
+            assert not len(spans.teacher_stop) or spans.teacher_stop[-1] < len(aligned.tokens)
+        parts = small.token_bytes(piece.tokens.tolist())
+        theirs = large.token_bytes(aligned.tokens.tolist())
+        for a, b, c, d in zip(*spans, strict=True):
+            assert b"".join(parts[a:b]) == b"".join(theirs[c:d])
+            assert len(b"".join(parts[:a])) - skipped == len(b"".join(theirs[:c]))
+
+
+def test_a_rows_documents_are_aligned_each_by_itself(small, large):
+    examples = [Example("Ask 12", " = 12"), Example("", "Über the hill"), Example("", "x")]
+    documents = [tokenize(example, small) for example in examples]
+    (packed,) = pack(documents, 64)
+    row = {name: getattr(packed, name) for name in ("tokens", "segment_ids", "loss_mask")}
+    aligned = align_row(row, small, large)
+    student_at = teacher_at = 0
+    expected = []
+    for number, document in enumerate(documents, start=1):
+        one = align_segment(document.tokens, document.loss_mask, small, large)
+        here = slice(teacher_at, teacher_at + len(one.tokens))
+        assert aligned.tokens[here].tolist() == one.tokens.tolist()
+        assert set(aligned.segment_ids[here]) == {number}
+        assert aligned.positions[here].tolist() == list(range(len(one.tokens)))
+        expected += zip(*one.spans.shifted(student_at, teacher_at), strict=True)
+        student_at, teacher_at = student_at + len(document.tokens), here.stop
+    assert list(zip(*aligned.spans, strict=True)) == expected
+    assert len(aligned.tokens) == teacher_at
+
+
+def test_a_row_of_padding_has_no_tokens_and_no_spans(small, large):
+    nothing = {name: np.zeros(8, np.int32) for name in ("tokens", "segment_ids", "loss_mask")}
+    aligned = align_row(nothing, small, large)
+    assert [len(part) for part in (*aligned[:3], *aligned.spans)] == [0] * 7
