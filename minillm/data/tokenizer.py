@@ -1,6 +1,5 @@
 """Byte-pair encoding over SentencePiece: exact on any text, digits alone, LaTeX commands whole."""
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -173,15 +172,6 @@ class BPETokenizer:
         """What `encode` cuts a text into; a space shows as "▁", a byte as "<0x0A>"."""
         return [self._sp.id_to_piece(i) for i in self.encode(text)]
 
-    def token_bytes(self, ids: Iterable[int]) -> list[bytes]:
-        """The text of each token in UTF-8, which may be a part of a character; none of a special."""
-        return [self._bytes_of(int(i)) for i in ids]
-
-    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
-        """As `encode`, with the byte of the text's UTF-8 at which each token ends."""
-        ids = self.encode(text)
-        return ids, list(itertools.accumulate(map(len, self.token_bytes(ids))))
-
     def merges(self, text: str) -> list[MergeStep]:
         """The way from single characters to `pieces(text)`.
 
@@ -216,15 +206,6 @@ class BPETokenizer:
         processor = sentencepiece.SentencePieceProcessor()
         processor.load_from_serialized_proto(model)
         self._processor = processor
-
-    def _bytes_of(self, token: int) -> bytes:
-        sp = self._sp
-        if sp.is_control(token) or sp.is_unknown(token):
-            return b""
-        piece = sp.id_to_piece(token)
-        if sp.is_byte(token):
-            return bytes([int(piece[1:-1], 16)])
-        return piece.replace(SPACE, " ").encode()
 
     def _check_size(self, commands: Sequence[str]) -> None:
         smallest = training.smallest_vocabulary(commands)
