@@ -5,33 +5,12 @@ Offsets count bytes of UTF-8, so that tokens that are parts of a character align
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
-
-class RowTokenizer(Protocol):
-    """What aligning asks of the tokenizer that rows were made with."""
-
-    bos_id: int
-    eos_id: int
-
-    def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
-        """The text of each token in UTF-8; nothing for a special one."""
-
-
-class OtherTokenizer(Protocol):
-    """What aligning asks of a teacher's tokenizer; None for a special token it does without."""
-
-    @property
-    def bos_id(self) -> int | None: ...
-
-    @property
-    def eos_id(self) -> int | None: ...
-
-    def encode_with_ends(self, text: str) -> tuple[list[int], Sequence[int]]:
-        """Ids of a text without beginning or end, and the byte offset at which each one ends."""
+from minillm.data.tokenizer_protocol import Tokenizer, beginning
 
 
 class Spans(NamedTuple):
@@ -88,56 +67,58 @@ def align_ends(student_ends: Sequence[int], teacher_ends: Sequence[int]) -> Span
         student_offsets, teacher_offsets, assume_unique=True, return_indices=True
     )
     student_stop, teacher_stop = student_stops[ours], teacher_stops[theirs]
-    starts = (np.append(0, stops[:-1]) if len(stops) else stops for stops in
-              (student_stop, teacher_stop))
-    student_start, teacher_start = starts
+    student_start, teacher_start = (
+        np.append(0, stops)[: len(stops)] for stops in (student_stop, teacher_stop)
+    )
     return Spans(student_start, student_stop, teacher_start, teacher_stop)
 
 
 def align_segment(
     tokens: Int[np.ndarray, " n"],
     counts: Bool[np.ndarray, " n"],
-    student: RowTokenizer,
-    teacher: OtherTokenizer,
+    student: Tokenizer,
+    teacher: Tokenizer,
     *,
     segment_id: int = 1,
 ) -> AlignedTokens:
     """One document of a row, or a piece of one, in the teacher's tokens.
 
-    The teacher reads the document's whole characters as one text, with its own beginning and,
-    where the document ends here, its own end: the two ends are a span too, if the teacher has
-    one. Where the row cuts a document, the teacher would have cut the text around that place in
-    another way, so the span next to the cut does not count.
+    The teacher reads the document's whole characters as one text, with the beginning that it
+    expects and, where the document ends here, its own end: the two ends are a span too. Where the
+    row cuts a document, the teacher would have cut the text around that place in another way, so
+    the span next to the cut does not count.
 
     Args:
         counts: which tokens are targets that count.
     """
-    begun = int(tokens[0]) == student.bos_id
-    ended = int(tokens[-1]) == student.eos_id
-    parts = student.token_bytes([int(token) for token in tokens])
-    text, skipped = whole_characters(b"".join(parts))
-    ends = np.cumsum([len(part) for part in parts]) - skipped
-    ids, teacher_ends = teacher.encode_with_ends(text)
-    first, before = int(begun), [] if teacher.bos_id is None else [teacher.bos_id]
-    after: list[int] = []
+    ids = [int(token) for token in tokens]
+    first = len(beginning(student)) if ids[:1] == beginning(student) else 0
+    ended = ids[-1] == student.eos_id
+    parts = [student.token_bytes(token) or b"" for token in ids]
+    data = b"".join(parts)
+    added = 1 if first and data.startswith(b" ") and _puts_space(student) else 0
+    text, skipped = whole_characters(data[added:])
+    ends = np.cumsum([len(part) for part in parts]) - (added + skipped)
+    teacher_ids, teacher_ends = teacher.encode_with_ends(text)
+    before = beginning(teacher)
+    teacher_tokens = [*before, *teacher_ids]
     if ended:
         # An end stands for one byte that no text holds.
-        size = len(text.encode())
-        ends[-1] = size + 1
-        if teacher.eos_id is not None:
-            after, teacher_ends = [teacher.eos_id], [*teacher_ends, size + 1]
+        ends[-1] = len(text.encode()) + 1
+        teacher_tokens.append(teacher.eos_id)
+        teacher_ends = [*teacher_ends, int(ends[-1])]
     spans = align_ends(ends[first:], teacher_ends).shifted(first, len(before))
-    teacher_tokens = np.asarray([*before, *ids, *after], np.int32)
+    counted = _countable(spans, np.asarray(counts, bool), begun=first > 0, ended=ended)
     return AlignedTokens(
-        teacher_tokens,
+        np.asarray(teacher_tokens, np.int32),
         np.full(len(teacher_tokens), segment_id, np.int32),
         np.arange(len(teacher_tokens), dtype=np.int32),
-        spans.where(_countable(spans, np.asarray(counts, bool), begun=begun, ended=ended)),
+        spans.where(counted),
     )
 
 
 def align_row(
-    row: Mapping[str, np.ndarray], student: RowTokenizer, teacher: OtherTokenizer
+    row: Mapping[str, np.ndarray], student: Tokenizer, teacher: Tokenizer
 ) -> AlignedTokens:
     """A packed row's documents, each in the teacher's tokens, one behind the other.
 
@@ -187,6 +168,11 @@ def whole_characters(data: bytes) -> tuple[str, int]:
         if error.reason != "unexpected end of data":
             raise
         return kept[: error.start].decode(), skipped
+
+
+def _puts_space(tokenizer: Tokenizer) -> bool:
+    """Whether a text's first token begins with a space that is not the text's (Llama 2)."""
+    return b"".join(tokenizer.token_bytes(i) or b"" for i in tokenizer.encode("a")) == b" a"
 
 
 def _last_at_each_offset(ends: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

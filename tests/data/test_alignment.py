@@ -1,15 +1,19 @@
 """Alignment by bytes, against sets of offsets and by hand."""
 
+import io
 import random
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.data.alignment import align_ends, align_row, align_segment, whole_characters
 from minillm.data.corpus import Example, builtin_text_path
 from minillm.data.packing import cut, pack, tokenize
+from minillm.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from minillm.data.special_tokens import Declarations
 from minillm.data.tokenizer import BPETokenizer
 
 TEXT = builtin_text_path().read_text(encoding="utf-8")
@@ -34,8 +38,10 @@ def large() -> BPETokenizer:
 class RandomCuts:
     """A tokenizer that cuts anywhere, within characters too, and has tokens without text."""
 
-    def __init__(self, seed, bos_id=1, eos_id=2):
-        self.seed, self.bos_id, self.eos_id = seed, bos_id, eos_id
+    bos_id, eos_id = 1, 2
+
+    def __init__(self, seed, adds_bos=True):
+        self.seed, self.adds_bos = seed, adds_bos
 
     def encode_with_ends(self, text):
         size = len(text.encode())
@@ -45,23 +51,8 @@ class RandomCuts:
         return [rng.randint(3, 99) for _ in ends], ends
 
 
-@settings(max_examples=80, deadline=None)
-@given(TEXTS)
-def test_token_bytes_join_to_the_text_and_ends_count_them(small, large, text):
-    for tokenizer in (small, large):
-        ids, ends = tokenizer.encode_with_ends(text)
-        assert ids == tokenizer.encode(text)
-        data = text.encode()
-        starts = [0, *ends][:-1]
-        parts = [data[a:b] for a, b in zip(starts, ends, strict=True)]
-        assert parts == tokenizer.token_bytes(ids)
-        assert b"".join(parts) == data
-
-
-def test_special_tokens_have_no_bytes_and_a_byte_piece_has_its_own(small):
-    assert small.token_bytes([0, 1, 2, 3]) == [b""] * 4
-    ids = small.encode("中")
-    assert [len(part) for part in small.token_bytes(ids)] == [1, 1, 1]
+def bytes_of(tokenizer, tokens):
+    return [tokenizer.token_bytes(int(token)) or b"" for token in tokens]
 
 
 @settings(max_examples=150, deadline=None)
@@ -114,7 +105,7 @@ def test_a_whole_document_is_in_spans_of_equal_bytes_its_end_included(small, tex
         len(aligned.tokens) - 1,
     )
     offsets = [0, 0, *ends, ends[-1] if ends else 0]  # before each of the teacher's tokens
-    parts = small.token_bytes(document.tokens.tolist())
+    parts = bytes_of(small, document.tokens)
     for a, b, c, d in list(zip(*spans, strict=True))[:-1]:
         assert b"".join(parts[a:b]) == text.encode()[offsets[c] if c > 1 else 0 : offsets[d]]
 
@@ -146,7 +137,7 @@ def test_only_spans_of_targets_that_count_are_kept(small, large):
     prompt = int(np.argmax(document.loss_mask))
     assert prompt > 5
     assert aligned.spans.student_start.min() >= prompt
-    parts = small.token_bytes(document.tokens.tolist())
+    parts = bytes_of(small, document.tokens)
     covered = b"".join(
         b"".join(parts[a:b])
         for a, b in zip(aligned.spans.student_start, aligned.spans.student_stop, strict=True)
@@ -167,13 +158,34 @@ def test_a_span_across_the_beginning_of_the_completion_does_not_count(small):
     ]  # fmt: skip
 
 
-def test_without_special_tokens_the_teachers_first_and_the_students_end_are_in_no_span(small):
-    teacher = RandomCuts(1, bos_id=None, eos_id=None)
+def test_a_teacher_without_a_beginning_has_no_likelihood_of_its_first_token(small):
+    teacher = RandomCuts(1, adds_bos=False)
     document = tokenize(Example("", "some words to be cut"), small)
     aligned = align_segment(document.tokens, document.loss_mask, small, teacher)
-    assert aligned.tokens.tolist() == teacher.encode_with_ends("some words to be cut")[0]
+    assert aligned.tokens.tolist() == [*teacher.encode_with_ends("some words to be cut")[0], 2]
     assert aligned.spans.teacher_start.min() > 0
-    assert aligned.spans.student_stop.max() == len(document.tokens) - 1
+    assert aligned.spans.student_stop.max() == len(document.tokens)
+
+
+def test_a_space_that_the_rows_tokenizer_puts_before_a_text_is_not_read_to_the_teacher(large):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT.splitlines()),
+        model_writer=model,
+        vocab_size=500,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+    )
+    llama = SentencePieceTokenizer(model.getvalue(), Declarations(place="here"))
+    text = "Two words"
+    ids = [llama.bos_id, *llama.encode(text), llama.eos_id]
+    assert b"".join(bytes_of(llama, ids)) == b" Two words"
+    aligned = align_segment(np.array(ids), np.arange(len(ids)) > 0, llama, large)
+    assert large.decode(aligned.tokens.tolist()) == text
+    assert aligned.spans.student_start[0] == 1
+    assert aligned.spans.student_stop[-1] == len(ids)
 
 
 @pytest.mark.parametrize("length", [5, 7, 11, 23])
@@ -183,7 +195,7 @@ def test_next_to_a_cut_nothing_counts(small, large, length):
     assert len(pieces) > 2
     for number, piece in enumerate(pieces):
         aligned = align_segment(piece.tokens, piece.loss_mask, small, large)
-        whole, skipped = whole_characters(b"".join(small.token_bytes(piece.tokens.tolist())))
+        whole, skipped = whole_characters(b"".join(bytes_of(small, piece.tokens)))
         assert aligned.tokens[0] == large.bos_id
         assert large.decode(aligned.tokens.tolist()) == whole
         spans = aligned.spans
@@ -193,8 +205,8 @@ def test_next_to_a_cut_nothing_counts(small, large, length):
             assert not len(spans.teacher_start) or spans.teacher_start[0] > 1
         if number < len(pieces) - 1:
             assert not len(spans.teacher_stop) or spans.teacher_stop[-1] < len(aligned.tokens)
-        parts = small.token_bytes(piece.tokens.tolist())
-        theirs = large.token_bytes(aligned.tokens.tolist())
+        parts = bytes_of(small, piece.tokens)
+        theirs = bytes_of(large, aligned.tokens)
         for a, b, c, d in zip(*spans, strict=True):
             assert b"".join(parts[a:b]) == b"".join(theirs[c:d])
             assert len(b"".join(parts[:a])) - skipped == len(b"".join(theirs[:c]))
