@@ -23,7 +23,16 @@ from minillm.core.manifest import (
 from minillm.core.progress import progress
 from minillm.data.rows import RowsReader
 from minillm.store.codec import StoredRow, encode_row
-from minillm.store.schema import SCHEMA, StoreConfig, TeacherTargets, shard_name
+from minillm.store.schema import (
+    SCHEMA,
+    SPAN_SCHEMA,
+    SpanStoreConfig,
+    SpanTargets,
+    StoreConfig,
+    TeacherTargets,
+    shard_name,
+)
+from minillm.store.spans import StoredSpans, encode_spans
 
 ROWS_PER_SHARD = 1024
 # One record a group, so that a row can be read without its neighbours; the level is array-record's
@@ -31,7 +40,7 @@ ROWS_PER_SHARD = 1024
 _WRITER_OPTIONS = "group_size:1,zstd:3"
 
 Batch = Mapping[str, np.ndarray]
-Score = Callable[[Batch], TeacherTargets]
+Score = Callable[[Batch], TeacherTargets | SpanTargets]
 
 
 def write_store(
@@ -79,9 +88,51 @@ def write_store(
         "teacher": teacher_fingerprint,
         "tokenizer": tokenizer_fingerprint,
     }
+    return _write(directory, rows, score, config, inputs, batch_size, description)
+
+
+def write_span_store(
+    directory: epath.PathLike,
+    rows: RowsReader,
+    score: Callable[[Batch], SpanTargets],
+    *,
+    teacher_fingerprint: str,
+    teacher_tokenizer_fingerprint: str,
+    batch_size: int,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    description: str = "likelihoods of spans",
+) -> Manifest:
+    """As `write_store`, for a teacher of another tokenizer.
+
+    Args:
+        score: to targets of [B, T] each.
+        teacher_tokenizer_fingerprint: of the tokenizer that the teacher reads the text with.
+    """
+    config = SpanStoreConfig(row_length=rows.row_length, rows_per_shard=rows_per_shard)
+    tokenizer = rows.manifest.inputs["tokenizer"]
+    _check_inputs(rows, tokenizer, batch_size)
+    inputs = {
+        "rows": rows.fingerprint,
+        "teacher": teacher_fingerprint,
+        "tokenizer": tokenizer,
+        "teacher_tokenizer": teacher_tokenizer_fingerprint,
+    }
+    return _write(directory, rows, score, config, inputs, batch_size, description)
+
+
+def _write(
+    directory: epath.PathLike,
+    rows: RowsReader,
+    score: Score,
+    config: StoreConfig | SpanStoreConfig,
+    inputs: Mapping[str, str],
+    batch_size: int,
+    description: str,
+) -> Manifest:
     directory = epath.Path(directory)
+    schema = SCHEMA if isinstance(config, StoreConfig) else SPAN_SCHEMA
     manifest = open_stage(
-        directory, schema=SCHEMA, config=dataclasses.asdict(config), inputs=inputs
+        directory, schema=schema, config=dataclasses.asdict(config), inputs=inputs
     )
     manifest = _keep_intact(directory, manifest)
     if manifest.complete:
@@ -142,7 +193,7 @@ def _encoded(
     wanted: range,
     score: Score,
     batch_size: int,
-    config: StoreConfig,
+    config: StoreConfig | SpanStoreConfig,
     bar: "_Progress",
 ) -> Iterator[bytes]:
     """The records of one shard, scored batch by batch."""
@@ -152,13 +203,25 @@ def _encoded(
         # otherwise.
         full = group + group[-1:] * (batch_size - len(group))
         batch = {name: np.stack([row[name] for row in full]) for name in group[0]}
-        _check_tokens(batch["tokens"], start, config.vocab_size)
+        if isinstance(config, StoreConfig):
+            _check_tokens(batch["tokens"], start, config.vocab_size)
         targets = [np.asarray(part) for part in score(batch)]
         for offset, row in enumerate(group):
-            mine = TeacherTargets(*(part[offset] for part in targets))
-            stored = _only_where_a_token_follows(mine, row["segment_ids"])
-            yield encode_row(StoredRow(start + offset, row["digest"].tobytes(), stored), config)
+            yield _record(start + offset, row, [part[offset] for part in targets], config)
         bar.update(group)
+
+
+def _record(
+    row_id: int,
+    row: Mapping[str, np.ndarray],
+    targets: list[np.ndarray],
+    config: StoreConfig | SpanStoreConfig,
+) -> bytes:
+    digest = row["digest"].tobytes()
+    if isinstance(config, SpanStoreConfig):
+        return encode_spans(StoredSpans(row_id, digest, SpanTargets(*targets)), config)
+    stored = _only_where_a_token_follows(TeacherTargets(*targets), row["segment_ids"])
+    return encode_row(StoredRow(row_id, digest, stored), config)
 
 
 def _check_tokens(tokens: np.ndarray, first: int, vocab_size: int) -> None:
