@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from minillm.core import configs
 from minillm.core.checkpoint import tree_fingerprint
 from minillm.core.manifest import fingerprint_of
-from minillm.data.tokenizer import BPETokenizer
+from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.model.config import ModelConfig
 from minillm.model.transformer import Transformer
 
@@ -26,7 +26,7 @@ class Teacher:
         tokenizer: None for a teacher that reads the ids of any tokenizer (`mock`).
     """
 
-    def __init__(self, model: Transformer, *, tokenizer: BPETokenizer | None) -> None:
+    def __init__(self, model: Transformer, *, tokenizer: Tokenizer | None) -> None:
         self.model = model
         self.config: ModelConfig = model.config
         self.tokenizer = tokenizer
