@@ -127,10 +127,10 @@ def span_likelihood_kl(
         targets: what each position has to predict.
         span_ids: the span, from 1, of each position's target, rising by one from span to span; 0
             for a target in no span.
-        span_log_likelihoods: the teacher's of a whole span, at the span's last position; 0 elsewhere.
+        span_log_likelihoods: the teacher's of a whole span, at its last position; 0 elsewhere.
         temperature: likelihoods are raised to 1/temperature before they are compared.
     """
-    batch, length = targets.shape
+    length = targets.shape[1]
     tokens = jnp.where(span_ids > 0, _log_likelihoods(logits, targets), 0.0)
     last = (span_ids > 0) & (span_ids != jnp.pad(span_ids[:, 1:], ((0, 0), (0, 1))))
     add = jax.vmap(lambda values, ids: jax.ops.segment_sum(values, ids, length + 1)[1:])

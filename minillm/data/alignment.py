@@ -80,6 +80,7 @@ def align_segment(
     teacher: Tokenizer,
     *,
     segment_id: int = 1,
+    max_length: int | None = None,
 ) -> AlignedTokens:
     """One document of a row, or a piece of one, in the teacher's tokens.
 
@@ -90,6 +91,7 @@ def align_segment(
 
     Args:
         counts: which tokens are targets that count.
+        max_length: tokens that the teacher reads at most; the rest is in no span.
     """
     ids = [int(token) for token in tokens]
     first = len(beginning(student)) if ids[:1] == beginning(student) else 0
@@ -109,6 +111,9 @@ def align_segment(
         teacher_ends = [*teacher_ends, int(ends[-1])]
     spans = align_ends(ends[first:], teacher_ends).shifted(first, len(before))
     counted = _countable(spans, np.asarray(counts, bool), begun=first > 0, ended=ended)
+    if max_length is not None:
+        teacher_tokens = teacher_tokens[:max_length]
+        counted &= spans.teacher_stop <= max_length
     return AlignedTokens(
         np.asarray(teacher_tokens, np.int32),
         np.full(len(teacher_tokens), segment_id, np.int32),
@@ -118,12 +123,17 @@ def align_segment(
 
 
 def align_row(
-    row: Mapping[str, np.ndarray], student: Tokenizer, teacher: Tokenizer
+    row: Mapping[str, np.ndarray],
+    student: Tokenizer,
+    teacher: Tokenizer,
+    *,
+    max_length: int | None = None,
 ) -> AlignedTokens:
     """A packed row's documents, each in the teacher's tokens, one behind the other.
 
     Args:
         row: tokens, segment_ids and loss_mask of [T].
+        max_length: tokens of one document that the teacher reads at most.
 
     Returns:
         Spans that count places in the row and in the teacher's tokens.
@@ -135,7 +145,12 @@ def align_row(
     for segment in range(1, last + 1):
         here = np.flatnonzero(segments == segment)
         one = align_segment(
-            row["tokens"][here], row["loss_mask"][here] > 0, student, teacher, segment_id=segment
+            row["tokens"][here],
+            row["loss_mask"][here] > 0,
+            student,
+            teacher,
+            segment_id=segment,
+            max_length=max_length,
         )
         aligned.append(one._replace(spans=one.spans.shifted(int(here[0]), length)))
         length += len(one.tokens)

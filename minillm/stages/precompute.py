@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from minillm.data.corpus import read_examples
 from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.rows import RowsReader
 from minillm.data.vocabulary import compare
+from minillm.stages.precompute_spans import precompute_spans, tokenizers_of_spans
 from minillm.stages.preparation import RowsConfig, make_rows
 from minillm.store import TeacherTargets, top_candidates, write_store
 from minillm.teachers import MOCK, Teacher, check_folder, load_teacher
@@ -27,6 +29,9 @@ class PrecomputeConfig:
     """How to run a teacher over rows.
 
     Attributes:
+        targets: "candidates" of the next token, which needs a teacher with the rows' tokenizer;
+            "spans", the likelihoods of stretches of text, which needs no such thing; "auto"
+            decides by what the two tokenizers hold.
         candidates: tokens kept a position, the likeliest; the rest of the mass is the tail.
         batch_size: rows at a time.
         rows_per_shard: rows a file; what a kill can cost at most.
@@ -34,6 +39,7 @@ class PrecomputeConfig:
         seed: of the weights, for the teacher `mock`.
     """
 
+    targets: Literal["auto", "candidates", "spans"] = "auto"
     candidates: int = 16
     batch_size: int = 32
     rows_per_shard: int = 512
@@ -96,7 +102,7 @@ def precompute(
     Args:
         teacher: a model folder, or "mock" for a tiny random model.
         tokenizer: with which the rows were made; needed where it is another file than the
-            teacher's, to compare what the two hold.
+            teacher's, to compare what the two hold. Where they differ, the store is one of spans.
         devices: what the mesh is made of; None takes all.
 
     Raises:
@@ -106,6 +112,20 @@ def precompute(
     reader = RowsReader(rows)
     mesh = make_mesh(config.mesh, devices)
     check_divides("batch_size", config.batch_size, mesh, axes.BATCH)
+    tokenizers = tokenizers_of_spans(config.targets, teacher, reader, tokenizer)
+    if tokenizers is not None:
+        return precompute_spans(
+            directory,
+            reader,
+            load_teacher(
+                teacher, vocab_size=tokenizers.teacher.vocab_size, seed=config.seed, mesh=mesh
+            ),
+            tokenizers,
+            mesh=mesh,
+            batch_size=config.batch_size,
+            rows_per_shard=config.rows_per_shard,
+            description=description,
+        )
     loaded = load_teacher(
         teacher, vocab_size=int(reader.manifest.counts["vocab_size"]), seed=config.seed, mesh=mesh
     )

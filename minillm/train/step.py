@@ -29,8 +29,8 @@ class LossConfig:
         cross_entropy: on the next token of the row.
         distillation: forward KL from the teacher's stored distribution, tail included; 0 leaves it
             out, and needs no targets.
-        span_likelihoods: the same for a teacher of another tokenizer: binary KL from the likelihoods
-            that it gives to spans of the text.
+        span_likelihoods: the same for a teacher of another tokenizer: binary KL from the
+            likelihoods that it gives to spans of the text.
         temperature: divides both sides' logits before the KL; not those of spans.
     """
 

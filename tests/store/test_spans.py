@@ -1,5 +1,6 @@
 """Stores of likelihoods of spans: records, joined rows, and what may not be mixed up."""
 
+import itertools
 import shutil
 
 import numpy as np
@@ -23,7 +24,7 @@ CONFIG = SpanStoreConfig(row_length=12, rows_per_shard=4)
 def cut_rows(draw):
     """[start, stop) of spans among the targets 1 to 11, and their log-likelihoods."""
     cuts = sorted(draw(st.sets(st.integers(1, 12), min_size=2)))
-    spans = [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if draw(st.booleans())]
+    spans = [(a, b) for a, b in itertools.pairwise(cuts) if draw(st.booleans())]
     return spans, draw(st.lists(st.floats(-90, 0, width=32), min_size=len(spans)))
 
 

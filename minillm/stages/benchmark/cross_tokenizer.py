@@ -118,10 +118,10 @@ def benchmark_cross_tokenizer(
     for name, tokenizer in (("other", teacher_tokenizer), ("same", student_tokenizer)):
         function = ModelFunction(_model(sizes.teacher_width, 3, tokenizer.vocab_size))
         teaching = _rows(corpus.teaching, tokenizer, sizes.row_length)
-        params = Trainer(function, METHODS[0], sizes.teacher_steps, sizes.batch_size).run(teaching, 0)
-        bits = bits_per_byte(
-            function, params, _rows(heldout, tokenizer, sizes.row_length), count_bytes
-        )
+        trainer = Trainer(function, METHODS[0], sizes.teacher_steps, sizes.batch_size)
+        params = trainer.run(teaching, 0)
+        asked = _rows(heldout, tokenizer, sizes.row_length)
+        bits = bits_per_byte(function, params, asked, count_bytes)
         print(f"teacher, {name} tokenizer: {bits:.4f} bits/byte", flush=True)
         teachers[name] = (function, params, bits)
     rows |= _other_targets(rows, *teachers["other"][:2], student_tokenizer, teacher_tokenizer)
@@ -261,10 +261,13 @@ def _in_order(rows: Arrays, size: int) -> Iterator[tuple[int, Arrays]]:
         batch = {name: array[start : start + size] for name, array in rows.items()}
         real = len(batch["tokens"])
         missing = size - real
-        yield real, {
-            name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
-            for name, array in batch.items()
-        }
+        yield (
+            real,
+            {
+                name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+                for name, array in batch.items()
+            },
+        )
 
 
 def bits_per_byte(function: ModelFunction, params: Any, rows: Arrays, count_bytes: int) -> float:
@@ -337,7 +340,9 @@ def _other_targets(
 def _teacher_rows(aligned: Sequence[AlignedTokens]) -> Arrays:
     length = -(-max(len(one.tokens) for one in aligned) // 64) * 64
     made = {
-        name: np.stack([np.pad(getattr(one, name), (0, length - len(one.tokens))) for one in aligned])
+        name: np.stack(
+            [np.pad(getattr(one, name), (0, length - len(one.tokens))) for one in aligned]
+        )
         for name in ("tokens", "segment_ids", "positions")
     }
     return made | {"loss_mask": np.ones_like(made["tokens"])}
