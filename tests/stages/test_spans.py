@@ -45,7 +45,7 @@ def work(tmp_path_factory):
     # Longer than a row, and so cut, also within the letters that small tokenizers spell in bytes.
     examples = [*sums, *(Example("", f"Übungen über {n} Größen 中文. " * 12) for n in range(6))]
     texts = [example.text for example in examples]
-    for name, pieces in (("student", 330), ("teacher", 420)):
+    for name, pieces in (("student", 290), ("teacher", 350)):
         tokenizer = BPETokenizer(pieces, only_seen_commands=True).train(texts)
         (root / name).mkdir()
         tokenizer.save(root / name)
@@ -144,14 +144,18 @@ def learn(work, output, stores, loss=LOSS, steps=40):
     )
 
 
-def test_a_student_learns_from_the_spans_and_a_run_that_was_cut_ends_the_same(
-    work, store, tmp_path, monkeypatch
-):
-    whole = learn(work, tmp_path / "whole", [str(store)])
-    found = lines(tmp_path / "whole")
+def test_a_student_learns_from_the_spans(work, store, tmp_path):
+    made = learn(work, tmp_path, [str(store)])
+    found = lines(tmp_path)
+    # At step 1 nothing is learned yet: that is where a student without a teacher starts as well.
     assert found[-1]["cross_entropy"] < 0.6 * found[0]["cross_entropy"]
     assert found[-1]["span_likelihoods"] < 0.6 * found[0]["span_likelihoods"]
-    assert whole.inputs["store_0"] == StoreReader(store).fingerprint
+    assert made.inputs["store_0"] == StoreReader(store).fingerprint
+
+
+@pytest.mark.slow
+def test_a_run_on_spans_that_was_cut_ends_with_the_same_weights(work, store, tmp_path, monkeypatch):
+    whole = learn(work, tmp_path / "whole", [str(store)])
     make = training.make_train_step
 
     def cut_off_in_step_30(*arguments):
@@ -175,7 +179,10 @@ def test_a_student_learns_from_the_spans_and_a_run_that_was_cut_ends_the_same(
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
-        (LossConfig(distillation=0.5), "loss.distillation: got 0.5 without a teacher_store of cand"),
+        (
+            LossConfig(distillation=0.5),
+            "loss.distillation: got 0.5 without a teacher_store of cand",
+        ),
         (LossConfig(), "loss.span_likelihoods: got 0.0 with a teacher_store of spans"),
     ],
 )
@@ -187,6 +194,7 @@ def test_a_store_of_another_kind_than_the_loss_asks_for_is_refused(
     assert read_manifest(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_both_kinds_of_stores_teach_together(work, store, tmp_path):
     compute(work, tmp_path / "mock", teacher="mock", tokenizer=None)
     loss = LossConfig(distillation=0.5, span_likelihoods=1.0)
@@ -215,7 +223,10 @@ def test_spans_are_written_only_where_the_tokenizers_differ_or_they_are_asked_fo
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"config": replace(CONFIG, targets="candidates")}, "got another vocabulary than the rows'"),
+        (
+            {"config": replace(CONFIG, targets="candidates")},
+            "got another vocabulary than the rows'",
+        ),
         ({"tokenizer": None}, "tokenizer_path: .*wanted the tokenizer of"),
         ({"config": replace(CONFIG, targets="spans"), "tokenizer": None}, "tokenizer_path: got"),
     ],
