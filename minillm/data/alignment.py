@@ -13,6 +13,9 @@ from jaxtyping import Bool, Int, Int32
 from minillm.data.tokenizer_protocol import Tokenizer, beginning
 
 
+Ends = Sequence[int] | Int[np.ndarray, " n"]
+
+
 class Spans(NamedTuple):
     """Stretches of one text as [start, stop) of a student's tokens and of a teacher's."""
 
@@ -50,7 +53,7 @@ class AlignedTokens(NamedTuple):
     spans: Spans
 
 
-def align_ends(student_ends: Sequence[int], teacher_ends: Sequence[int]) -> Spans:
+def align_ends(student_ends: Ends, teacher_ends: Ends) -> Spans:
     """The spans of one text, in order.
 
     Args:
@@ -190,7 +193,7 @@ def _puts_space(tokenizer: Tokenizer) -> bool:
     return b"".join(tokenizer.token_bytes(i) or b"" for i in tokenizer.encode("a")) == b" a"
 
 
-def _last_at_each_offset(ends: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _last_at_each_offset(ends: Ends) -> tuple[np.ndarray, np.ndarray]:
     """Every offset above 0 at which a token ends, and how many tokens there are up to it."""
     offsets = np.asarray(ends, np.int64)
     last = np.append(offsets[1:] != offsets[:-1], True)[: len(offsets)] & (offsets > 0)

@@ -55,9 +55,8 @@ class StoreReader:
         of_spans = found is not None and found.schema == SPAN_SCHEMA
         self.manifest = require_complete(self.directory, SPAN_SCHEMA if of_spans else SCHEMA)
         field = f"{self.directory / MANIFEST_NAME}: config"
-        self.config: StoreConfig | SpanStoreConfig = configs.build(
-            SpanStoreConfig if of_spans else StoreConfig, self.manifest.config, field=field
-        )
+        kind: type[StoreConfig | SpanStoreConfig] = SpanStoreConfig if of_spans else StoreConfig
+        self.config = configs.build(kind, self.manifest.config, field=field)
         verify_shards(self.directory, self.manifest, checksums=verify == "sha256")
         self._check_layout()
         paths = [os.fspath(self.directory / shard.name) for shard in self.manifest.shards]

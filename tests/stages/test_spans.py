@@ -1,5 +1,6 @@
 """A teacher of another tokenizer, from its folder to a student that learned from it."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -95,7 +96,7 @@ def likelihoods_by_hand(teacher, student, tokens, mask):
     if ended:
         common.append((len(parts) - 1, len(ids) + 1))
     found = []
-    for (a, c), (b, d) in list(zip(common, common[1:], strict=False)):
+    for (a, c), (b, d) in itertools.pairwise(common):
         first, last = (a, c) == common[0], (b, d) == common[-1]
         if (first and not begun) or (last and not ended) or not all(mask[a + 1 : b + 1]):
             continue

@@ -67,7 +67,7 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A way to learn: the term beside cross-entropy, and its weight; see `README` for the tuning."""
+    """A way to learn: the term beside cross-entropy (of weight 1), and its weight."""
 
     name: str
     term: Callable[..., LossSum] | None
