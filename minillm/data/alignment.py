@@ -12,7 +12,6 @@ from jaxtyping import Bool, Int, Int32
 
 from minillm.data.tokenizer_protocol import Tokenizer, beginning
 
-
 Ends = Sequence[int] | Int[np.ndarray, " n"]
 
 

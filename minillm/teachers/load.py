@@ -1,5 +1,6 @@
 """From a path to a teacher."""
 
+import dataclasses
 import os
 
 from etils import epath
@@ -8,8 +9,10 @@ from jax.sharding import Mesh
 from minillm.core.checkpoint import MODEL_DESCRIPTION
 from minillm.core.errors import UserError
 from minillm.core.sharding import MeshConfig, make_mesh
-from minillm.teachers.checkpoint import checkpoint_teacher
-from minillm.teachers.mock import mock_teacher
+from minillm.data.tokenizer_protocol import Tokenizer
+from minillm.model.config import Dtype, ModelConfig
+from minillm.teachers.checkpoint import checkpoint_description, checkpoint_teacher
+from minillm.teachers.mock import mock_config, mock_teacher
 from minillm.teachers.teacher import Teacher
 
 MOCK = "mock"
@@ -22,6 +25,7 @@ def load_teacher(
     vocab_size: int | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
+    dtype: Dtype | None = None,
 ) -> Teacher:
     """Load a teacher.
 
@@ -32,11 +36,28 @@ def load_teacher(
             teacher's own.
         seed: of the weights of "mock".
         mesh: where the weights go; None spreads batches over all devices.
+        dtype: of matrices and activations; None takes what the model was trained in.
 
     Raises:
         UserError: nothing there, no model, or one of another vocabulary.
     """
+    config, _ = describe_teacher(path, vocab_size=vocab_size, dtype=dtype)
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+    if os.fspath(path) == MOCK:
+        return mock_teacher(config.vocab_size, seed=seed, mesh=mesh, dtype=dtype)
+    return checkpoint_teacher(epath.Path(path), mesh=mesh, dtype=dtype)
+
+
+def describe_teacher(
+    path: epath.PathLike, *, vocab_size: int | None = None, dtype: Dtype | None = None
+) -> tuple[ModelConfig, Tokenizer | None]:
+    """The configuration with which `load_teacher` would load it, and its tokenizer.
+
+    No weights are read: what can be wrong with a folder's descriptions is found here.
+
+    Raises:
+        UserError: as `load_teacher`.
+    """
     if os.fspath(path) == MOCK:
         if vocab_size is None:
             raise UserError(
@@ -45,18 +66,19 @@ def load_teacher(
                 wanted='the size of the tokenizer that the teacher "mock" shall read',
                 fix="give vocab_size=tokenizer.vocab_size",
             )
-        return mock_teacher(vocab_size, seed=seed, mesh=mesh)
+        config = mock_config(vocab_size)
+        return dataclasses.replace(config, compute_dtype=dtype or config.compute_dtype), None
     directory = epath.Path(path)
     check_folder(directory)
-    teacher = checkpoint_teacher(directory, mesh=mesh)
-    if vocab_size is not None and vocab_size > teacher.config.vocab_size:
+    config, tokenizer = checkpoint_description(directory, dtype)
+    if vocab_size is not None and vocab_size > config.vocab_size:
         raise UserError(
             field=f"teacher {directory}",
-            got=f"a vocabulary of {teacher.config.vocab_size} tokens",
+            got=f"a vocabulary of {config.vocab_size} tokens",
             wanted=f"at least {vocab_size}, as the rows have",
             fix="pack the text into rows with the teacher's tokenizer",
         )
-    return teacher
+    return config, tokenizer
 
 
 def check_folder(directory: epath.Path) -> None:
