@@ -119,16 +119,19 @@ def span_likelihood_kl(
 
     For teachers of another tokenizer: both give a span of text a likelihood p, the product over
     their own tokens of it, and are compared as distributions over (this span, anything else).
-    "Approximate likelihood matching", Minixhofer et al. 2025 (arXiv 2503.20083), eq. 5 with the
-    KL as its divergence. By the data-processing inequality the KL of all that could follow is at
-    least as large. The sum is over spans, and the weight is their number.
+    "Approximate likelihood matching", Minixhofer et al. 2025 (arXiv 2503.20083), with the KL as
+    its divergence and without its debiasing. At temperature 1 the KL over all that could follow
+    is at least as large, by the data-processing inequality. The sum is over spans, and the weight
+    is their number.
 
     Args:
         targets: what each position has to predict.
         span_ids: the span, from 1, of each position's target, rising by one from span to span; 0
             for a target in no span.
         span_log_likelihoods: the teacher's of a whole span, at its last position; 0 elsewhere.
-        temperature: likelihoods are raised to 1/temperature before they are compared.
+        temperature: likelihoods are raised to 1/temperature before they are compared, and the KL
+            is multiplied by it. The higher it is, the more the spans count that both find
+            unlikely; with surprisals s = -log p the limit is s_p log(s_p / s_q) - s_p + s_q.
     """
     length = targets.shape[1]
     tokens = jnp.where(span_ids > 0, _log_likelihoods(logits, targets), 0.0)
@@ -139,7 +142,7 @@ def span_likelihood_kl(
     weights = add(last.astype(jnp.float32), span_ids)
     # A slot without a span gets numbers at which every function below has a gradient.
     log_q, log_p = (jnp.where(weights > 0, x, -1.0) / temperature for x in (log_q, log_p))
-    return _weighted(_binary_kl(log_p, log_q), weights)
+    return _weighted(temperature * _binary_kl(log_p, log_q), weights)
 
 
 def sorted_distance(

@@ -37,7 +37,8 @@ def span_kl64(logits, targets, span_ids, values, temperature=1.0):
             places = np.flatnonzero(ids == span)
             q = np.exp(sum(log_q[b, t, targets[b, t]] for t in places) / temperature)
             p = np.exp(values[b, places[-1]] / temperature)
-            total += p * np.log(p / q) + (1 - p) * (np.log1p(-p) - np.log1p(-q))
+            kl = p * np.log(p / q) + (1 - p) * (np.log1p(-p) - np.log1p(-q))
+            total += temperature * kl
             spans += 1
     return total, spans
 
@@ -52,7 +53,7 @@ def drawn(seed, scale=2.0):
     return logits, targets, SPAN_IDS, values
 
 
-@pytest.mark.parametrize("temperature", [1.0, 20.0])
+@pytest.mark.parametrize("temperature", [1.0, 100.0])
 @pytest.mark.parametrize("seed", range(4))
 def test_spans_are_compared_as_their_definition_says(seed, temperature):
     given = drawn(seed)
@@ -63,16 +64,18 @@ def test_spans_are_compared_as_their_definition_says(seed, temperature):
     close(found.total, total)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 100.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_span_gradients_match_finite_differences_in_float64(seed):
+def test_span_gradients_match_finite_differences_in_float64(seed, temperature):
     logits, *rest = drawn(seed)
-    _, gradient = span_kl_and_gradient(logits, *rest)
+    _, gradient = span_kl_and_gradient(logits, *rest, temperature=temperature)
     expected, step = np.zeros(logits.shape), 1e-5
     for place in np.ndindex(*logits.shape):
         there = np.zeros(logits.shape)
         there[place] = step
         expected[place] = (
-            span_kl64(logits + there, *rest)[0] - span_kl64(logits - there, *rest)[0]
+            span_kl64(logits + there, *rest, temperature)[0]
+            - span_kl64(logits - there, *rest, temperature)[0]
         ) / (2 * step)
     close(gradient, expected, EXACT.gradient)
     outside = rest[1] == 0
@@ -111,6 +114,20 @@ def test_certain_students_and_teachers_give_exact_finite_losses(margin, value):
         close(found.total, expected)
         q = np.exp(log_q)
         close(gradient[0, 0, 1], q - p, EXACT.gradient)
+
+
+def test_at_a_high_temperature_surprisals_are_compared():
+    logits, targets, span_ids, values = drawn(4)
+    found, _ = span_kl_and_gradient(logits, targets, span_ids, values, temperature=1e4)
+    log_q, expected = log_softmax64(logits), 0.0
+    for b, places in enumerate(LASTS):
+        for span, last in enumerate(places, start=1):
+            here = np.flatnonzero(span_ids[b] == span)
+            s_q = -sum(log_q[b, t, targets[b, t]] for t in here)
+            s_p = -np.float64(values[b, last])
+            expected += s_p * np.log(s_p / s_q) - s_p + s_q
+    # What the limit leaves out is of the order of a surprisal over the temperature.
+    np.testing.assert_allclose(float(found.total), expected, rtol=2e-3)
 
 
 def test_rows_without_spans_weigh_nothing():

@@ -31,13 +31,16 @@ class LossConfig:
             out, and needs no targets.
         span_likelihoods: the same for a teacher of another tokenizer: binary KL from the
             likelihoods that it gives to spans of the text.
-        temperature: divides both sides' logits before the KL; not those of spans.
+        temperature: divides both sides' logits before the KL.
+        span_temperature: the same for the log-likelihoods of spans; `launch/benchmark.py
+            cross_tokenizer` found 100 better than 1.
     """
 
     cross_entropy: float = 1.0
     distillation: float = 0.0
     span_likelihoods: float = 0.0
     temperature: float = 1.0
+    span_temperature: float = 100.0
 
     def __post_init__(self) -> None:
         require_at_least(
@@ -46,7 +49,7 @@ class LossConfig:
             distillation=self.distillation,
             span_likelihoods=self.span_likelihoods,
         )
-        require_at_least(1e-3, temperature=self.temperature)
+        require_at_least(1e-3, temperature=self.temperature, span_temperature=self.span_temperature)
 
 
 class TrainState(NamedTuple):
@@ -74,7 +77,9 @@ def loss_terms(model: Transformer, batch: Batch, config: LossConfig) -> dict[str
     if config.distillation:
         terms["distillation"] = _distillation(logits, batch, weights, config.temperature)
     if config.span_likelihoods:
-        terms["span_likelihoods"] = _span_likelihoods(logits, targets, batch)
+        terms["span_likelihoods"] = _span_likelihoods(
+            logits, targets, batch, config.span_temperature
+        )
     return terms
 
 
@@ -101,13 +106,17 @@ def _distillation(
     return functools.reduce(LossSum.combine, each)
 
 
-def _span_likelihoods(logits: jax.Array, targets: jax.Array, batch: Batch) -> LossSum:
+def _span_likelihoods(
+    logits: jax.Array, targets: jax.Array, batch: Batch, temperature: float
+) -> LossSum:
     """Binary KL of spans from one teacher, or the mean over the spans of several."""
     ids, values = batch["span_ids"], batch["span_log_likelihoods"]
     if ids.ndim == 2:
         ids, values = ids[:, :, None], values[:, :, None]
     each = [
-        losses.span_likelihood_kl(logits, targets, ids[:, :, one], values[:, :, one])
+        losses.span_likelihood_kl(
+            logits, targets, ids[:, :, one], values[:, :, one], temperature=temperature
+        )
         for one in range(ids.shape[2])
     ]
     return functools.reduce(LossSum.combine, each)

@@ -12,7 +12,7 @@ from minillm.core.manifest import read_manifest
 from minillm.data.corpus import Example
 from minillm.data.rows import RowsReader
 from minillm.data.tokenizer import BPETokenizer
-from minillm.stages import training
+from minillm.stages import evaluation, training
 from minillm.stages.precompute import PrecomputeConfig, precompute
 from minillm.stages.precompute_spans import weights_for
 from minillm.stages.preparation import RowsConfig, make_rows
@@ -236,3 +236,8 @@ def test_wrong_tokenizers_are_refused_before_anything_is_written(work, tmp_path,
     with pytest.raises(UserError, match=words):
         compute(work, tmp_path, **changes)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_store_of_spans_has_no_first_choices_to_compare_with(work, store):
+    with pytest.raises(UserError, match="teacher_store: got .*likelihoods of spans"):
+        evaluation.heldout_source(work / "student-rows", store)

@@ -97,7 +97,7 @@ METHODS = (
     Method("cross-entropy alone", None, 0.0),
     Method("sorted probabilities", _sorted, 0.3),
     Method("likelihoods of spans", _spans(1.0), 3.0),
-    Method("likelihoods of spans, temperature 100", _spans(100.0), 300.0),
+    Method("likelihoods of spans, temperature 100", _spans(100.0), 3.0),
     Method("candidates, same tokenizer", _candidates, 4.0),
 )
 
