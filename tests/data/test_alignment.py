@@ -236,3 +236,14 @@ def test_a_row_of_padding_has_no_tokens_and_no_spans(small, large):
     nothing = {name: np.zeros(8, np.int32) for name in ("tokens", "segment_ids", "loss_mask")}
     aligned = align_row(nothing, small, large)
     assert [len(part) for part in (*aligned[:3], *aligned.spans)] == [0] * 7
+
+
+def test_beyond_what_the_teacher_reads_there_are_no_tokens_and_no_spans(small, large):
+    document = tokenize(Example("", TEXT[:300]), small)
+    whole = align_segment(document.tokens, document.loss_mask, small, large)
+    short = align_segment(document.tokens, document.loss_mask, small, large, max_length=20)
+    assert short.tokens.tolist() == whole.tokens[:20].tolist()
+    kept = whole.spans.teacher_stop <= 20
+    assert 0 < kept.sum() < len(kept)
+    for part, all_of_it in zip(short.spans, whole.spans, strict=True):
+        assert part.tolist() == all_of_it[kept].tolist()
