@@ -28,6 +28,7 @@ from minillm.teachers.huggingface import load_model
 OURS, EAGER, SDPA = "ours", "transformers, eager", "transformers, sdpa"
 # Rows × tokens.
 SHAPES = ((1, 128), (8, 128), (1, 512))
+SECONDS = 20.0
 # float32 sums of up to 1,376 products in different orders, through eight layers.
 TOLERANCE = 1e-4
 # A Llama of the size that two cores run in a fraction of a second.
@@ -65,7 +66,7 @@ def benchmark_teacher(
     folder: str | None = None,
     *,
     shapes: Sequence[tuple[int, int]] = SHAPES,
-    seconds: float = 20.0,
+    seconds: float | None = None,
     out: str | None = None,
 ) -> str:
     """Measure, write the figures to `out` if given, and return the table.
@@ -73,11 +74,18 @@ def benchmark_teacher(
     Args:
         folder: a Hugging Face folder; None makes one with random weights, of MODEL's sizes.
         shapes: rows and their length.
-        seconds: about how long to time each shape.
+        seconds: about how long to time each shape; SECONDS if None.
 
     Raises:
         UserError: PyTorch or transformers is not here, or the two sides compute different logits.
     """
+    if not shapes:
+        raise UserError(
+            field="--lengths",
+            got="a choice that leaves no shape",
+            wanted="some of " + ", ".join(str(length) for _, length in SHAPES),
+            fix="leave it out",
+        )
     try:
         torch = torch_module("cpu")
         transformers = importlib.import_module("transformers")
@@ -97,7 +105,7 @@ def benchmark_teacher(
         contestants = _contestants(folder, torch, transformers)
         rows = []
         for shape in shapes:
-            rows.append(_measure(contestants, shape, seconds))
+            rows.append(_measure(contestants, shape, SECONDS if seconds is None else seconds))
             print(_line(rows[-1]), flush=True)
     markdown = table_of(rows)
     if out:
@@ -171,7 +179,8 @@ def _theirs(torch: Any, model: Any) -> Contestant:
 
 
 def _measure(contestants: dict[str, Contestant], shape: tuple[int, int], seconds: float) -> Row:
-    tokens = np.random.default_rng(0).integers(3, 500, shape, dtype=np.int32)
+    # Ids that the smallest of tables have.
+    tokens = np.random.default_rng(0).integers(3, 256, shape, dtype=np.int32)
     ready = {name: prepare(tokens) for name, prepare in contestants.items()}
     logits = {name: one.sample(one.run())[0] for name, one in ready.items() if one.sample}
     for name, found in logits.items():
