@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from minillm.core.manifest import write_json
 from minillm.core.sharding import MeshConfig, make_mesh
 from minillm.stages.benchmark import table
 from minillm.stages.benchmark.contestants import torch_module
-from minillm.stages.benchmark.timing import Prepared, UnavailableError, best_times
+from minillm.stages.benchmark.timing import Prepared, UnavailableError
 from minillm.stages.scoring import compile_logits, placed
 from minillm.teachers.huggingface import load_model
 
@@ -45,11 +46,18 @@ MODEL = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Best seconds of a call by contestant, and how busy the machine was at the end."""
+    """Best seconds of a call by contestant, and how busy the machine was at the end.
+
+    Attributes:
+        seconds: by the clock; on a machine that others use, they stand in each.
+        cpu_seconds: of all threads, waiting ones that spin among them: comparable for a run on one
+            core (`taskset -c 0`), however busy the machine is.
+    """
 
     rows: int
     length: int
     seconds: dict[str, float]
+    cpu_seconds: dict[str, float]
     load_average: float
 
     def tokens_per_second(self, name: str) -> float:
@@ -58,8 +66,12 @@ class Row:
     @property
     def ratio(self) -> float:
         """How many times as fast ours is as the faster of the others."""
-        others = [seconds for name, seconds in self.seconds.items() if name != OURS]
-        return min(others) / self.seconds[OURS]
+        return _ratio(self.seconds)
+
+    @property
+    def cpu_ratio(self) -> float:
+        """As `ratio`, of CPU time."""
+        return _ratio(self.cpu_seconds)
 
 
 def benchmark_teacher(
@@ -109,10 +121,17 @@ def benchmark_teacher(
             print(_line(rows[-1]), flush=True)
     markdown = table_of(rows)
     if out:
-        figures = [{**dataclasses.asdict(row), "ratio": row.ratio} for row in rows]
+        figures = [
+            {**dataclasses.asdict(row), "ratio": row.ratio, "cpu_ratio": row.cpu_ratio}
+            for row in rows
+        ]
         cores = len(os.sched_getaffinity(0))
         write_json(out, {"cores": cores, "rows": figures, "markdown": markdown})
     return markdown
+
+
+def _ratio(seconds: dict[str, float]) -> float:
+    return min(took for name, took in seconds.items() if name != OURS) / seconds[OURS]
 
 
 def table_of(rows: Sequence[Row]) -> str:
@@ -123,11 +142,12 @@ def table_of(rows: Sequence[Row]) -> str:
             f"B{row.rows} T{row.length}",
             *(f"{row.tokens_per_second(name):,.0f}" for name in names),
             f"{row.ratio:.2f}×",
+            f"{row.cpu_ratio:.2f}×",
             f"{row.load_average:.1f}",
         ]
         for row in rows
     ]
-    head = ["shape", *(f"{name}, tokens/s" for name in names), "ours / best", "load"]
+    head = ["shape", *(f"{name}, tokens/s" for name in names), "ours / best", "by CPU time", "load"]
     return table.markdown(head, lines, {})
 
 
@@ -192,7 +212,27 @@ def _measure(contestants: dict[str, Contestant], shape: tuple[int, int], seconds
                 wanted=f"{TOLERANCE} at most",
                 fix="report it with the folder's config.json: one of the two is wrong",
             )
-    return Row(*shape, best_times(ready, seconds), os.getloadavg()[0])
+    by_clock, by_cpu = _best_times(ready, seconds)
+    return Row(*shape, by_clock, by_cpu, os.getloadavg()[0])
+
+
+def _best_times(
+    ready: dict[str, Prepared], seconds: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Best seconds of a call by the clock and of CPU time, measured in turns."""
+    by_clock, by_cpu = (dict.fromkeys(ready, float("inf")) for _ in range(2))
+    stop, turns = time.perf_counter() + seconds, 0
+    while turns < 2 or time.perf_counter() < stop:
+        for name, one in ready.items():
+            # Once untimed: back into the cache, and the other library's threads to sleep.
+            one.wait(one.run())
+            for _ in range(3):
+                started, cpu_started = time.perf_counter(), time.process_time()
+                one.wait(one.run())
+                by_clock[name] = min(by_clock[name], time.perf_counter() - started)
+                by_cpu[name] = min(by_cpu[name], time.process_time() - cpu_started)
+        turns += 1
+    return by_clock, by_cpu
 
 
 def _line(row: Row) -> str:
