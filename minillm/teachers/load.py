@@ -12,11 +12,13 @@ from minillm.core.sharding import MeshConfig, make_mesh
 from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.model.config import Dtype, ModelConfig
 from minillm.teachers.checkpoint import checkpoint_description, checkpoint_teacher
+from minillm.teachers.huggingface import huggingface_folder, huggingface_teacher
+from minillm.teachers.huggingface_config import CONFIG
 from minillm.teachers.mock import mock_config, mock_teacher
 from minillm.teachers.teacher import Teacher
 
 MOCK = "mock"
-_HUGGING_FACE = ("config.json", "model_index.json")
+_PIPELINE = "model_index.json"
 
 
 def load_teacher(
@@ -30,19 +32,25 @@ def load_teacher(
     """Load a teacher.
 
     Args:
-        path: a folder that a minillm training wrote, or "mock" for a tiny random model.
+        path: a Hugging Face folder, one that a minillm training wrote, or "mock" for a tiny
+            random model.
         vocab_size: of the tokenizer it will read; "mock" is made with it, any other teacher must
             have as many at least (`data.vocabulary` compares what they mean). None takes the
             teacher's own.
         seed: of the weights of "mock".
         mesh: where the weights go; None spreads batches over all devices.
-        dtype: of matrices and activations; None takes what the model was trained in.
+        dtype: of matrices and activations; None takes what a minillm model was trained in, and
+            float32 for any other.
 
     Raises:
         UserError: nothing there, no model, or one of another vocabulary.
     """
-    config, _ = describe_teacher(path, vocab_size=vocab_size, dtype=dtype)
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+    if os.fspath(path) != MOCK and _is_huggingface(epath.Path(path)):
+        folder = huggingface_folder(path, dtype)
+        _require_ids(path, folder.config, vocab_size)
+        return huggingface_teacher(folder, mesh=mesh)
+    config, _ = describe_teacher(path, vocab_size=vocab_size, dtype=dtype)
     if os.fspath(path) == MOCK:
         return mock_teacher(config.vocab_size, seed=seed, mesh=mesh, dtype=dtype)
     return checkpoint_teacher(epath.Path(path), mesh=mesh, dtype=dtype)
@@ -69,30 +77,62 @@ def describe_teacher(
         config = mock_config(vocab_size)
         return dataclasses.replace(config, compute_dtype=dtype or config.compute_dtype), None
     directory = epath.Path(path)
-    check_folder(directory)
-    config, tokenizer = checkpoint_description(directory, dtype)
+    if _is_huggingface(directory):
+        folder = huggingface_folder(directory, dtype)
+        config, tokenizer = folder.config, folder.tokenizer
+    else:
+        config, tokenizer = checkpoint_description(directory, dtype)
+    _require_ids(path, config, vocab_size)
+    return config, tokenizer
+
+
+def _require_ids(path: epath.PathLike, config: ModelConfig, vocab_size: int | None) -> None:
     if vocab_size is not None and vocab_size > config.vocab_size:
         raise UserError(
-            field=f"teacher {directory}",
+            field=f"teacher {os.fspath(path)}",
             got=f"a vocabulary of {config.vocab_size} tokens",
             wanted=f"at least {vocab_size}, as the rows have",
             fix="pack the text into rows with the teacher's tokenizer",
         )
-    return config, tokenizer
 
 
 def check_folder(directory: epath.Path) -> None:
-    """Raise UserError unless the folder holds a kind of model that can be a teacher."""
-    if (directory / MODEL_DESCRIPTION).exists():
-        return
+    """Raise UserError unless the folder holds a model that can be a teacher.
+
+    No weights are read. Of a Hugging Face folder all else is: what is wrong is found here.
+    """
+    if _is_huggingface(directory):
+        huggingface_folder(directory)
+
+
+def _is_huggingface(directory: epath.Path) -> bool:
+    """Whether a folder is a Hugging Face model, and not a minillm one; UserError if neither."""
+    if _is_there(directory / MODEL_DESCRIPTION):
+        return False
+    if _is_there(directory / CONFIG):
+        return True
     got = "a folder that is no model" if directory.is_dir() else "no such folder"
     fix = 'correct the path, or try "mock"'
-    if any((directory / name).exists() for name in _HUGGING_FACE):
-        got = "a Hugging Face folder"
-        fix = "train a teacher with launch/train.py; Hugging Face folders come with a later version"
+    if directory.is_file():
+        got, fix = "a file", "give the folder that it lies in"
+    elif (directory / _PIPELINE).exists():
+        got = "a diffusers pipeline"
+        fix = "give the folder of its text encoder; whole pipelines come with a later version"
     raise UserError(
         field="teacher",
         got=f"{directory}, {got}",
-        wanted=f"a minillm model folder ({MODEL_DESCRIPTION}, tokenizer.model, checkpoints/)",
+        wanted=f"a model folder, with {CONFIG} (Hugging Face) or {MODEL_DESCRIPTION} (minillm)",
         fix=fix,
     )
+
+
+def _is_there(path: epath.Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(
+            field="teacher",
+            got=f"{path}: {error}",
+            wanted="a folder that can be read",
+            fix="check the path and its permissions",
+        ) from None

@@ -249,6 +249,7 @@ def test_the_whole_benchmark_prints_its_table_and_writes_json(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["teacher", "--lengths=7"], ["--lengths: got a choice", "128, 128, 512"]),
         ([], ["command line: got flags only", "attention"]),
         (["stores"], ["got stores", "one of attention"]),
         (["attention", "--lengths=many"], ["--lengths: got many"]),
