@@ -249,10 +249,12 @@ def test_the_whole_benchmark_prints_its_table_and_writes_json(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["teacher", "--lengths=7"], ["--lengths: got a choice", "128, 128, 512"]),
         ([], ["command line: got flags only", "attention"]),
         (["stores"], ["got stores", "one of attention"]),
         (["loading", "--windows=4"], ["--windows: got a choice for loading"]),
         (["attention", "--lengths=many"], ["--lengths: got many"]),
+        (["cross_tokenizer", "--windows=3"], ["--windows: got ['3']", "--out at most"]),
     ],
 )
 def test_bad_command_lines_are_one_line_and_exit_code_2(arguments, words):

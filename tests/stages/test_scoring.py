@@ -15,7 +15,7 @@ from minillm.core.errors import UserError
 from minillm.core.sharding import MeshConfig, make_mesh
 from minillm.data.rows import RowsReader
 from minillm.stages import scoring
-from minillm.stages.scoring import compile_scorer, targets_of
+from minillm.stages.scoring import compile_scorer, placed, targets_of
 from minillm.teachers import load_teacher
 from tests.stages.precompute_inputs import MODEL, stacked, write_inputs
 from tests.tolerances import TOLERANCES
@@ -100,7 +100,8 @@ def test_each_document_is_scored_as_if_alone_at_positions_from_zero(work, rows):
         batch_size=2,
     )
     batch = stacked(rows, [0, 1])
-    ids, log_probs, tail = scorer(nnx.to_pure_dict(nnx.state(teacher.model)), batch)
+    params = placed(nnx.to_pure_dict(nnx.state(teacher.model)), mesh)
+    ids, log_probs, tail = scorer(params, batch)
     documents = 0
     for row in range(2):
         for segment in range(1, batch["segment_ids"][row].max() + 1):
@@ -181,3 +182,14 @@ def test_what_fits_in_no_batch_is_one_error_with_both_sizes_and_what_to_do():
 def test_a_batch_that_was_asked_for_and_does_not_fit_is_named():
     with pytest.raises(UserError, match="batch_size: got .* batches of 16 rows .*smaller"):
         find(batch_size=16, memory=100_000)
+
+
+def test_layers_on_cpu_are_views_of_the_stacks(work):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    params = nnx.to_pure_dict(nnx.state(load_teacher(work / "teacher", mesh=mesh).model))
+    stack, layers = params["blocks"]["mlp"]["down"], placed(params, mesh)["blocks"]["mlp"]["down"]
+    assert len(layers) == MODEL.num_layers
+    size = stack.nbytes // MODEL.num_layers
+    first = stack.unsafe_buffer_pointer()
+    assert [layer.unsafe_buffer_pointer() - first for layer in layers] == [0, size, 2 * size]
+    assert all(np.array_equal(layer, stack[at]) for at, layer in enumerate(layers))
