@@ -2,6 +2,12 @@
 
     python launch/precompute_teacher.py --teacher runs/train/model --data runs/train/rows \\
         --output_dir runs/store
+
+A teacher of another tokenizer than the rows' needs theirs, and the store holds the likelihoods
+of spans of text:
+
+    python launch/precompute_teacher.py --teacher models/other --data runs/train/rows \\
+        --tokenizer_path runs/train/tokenizer --output_dir runs/spans
 """
 
 from collections.abc import Sequence
@@ -10,6 +16,7 @@ from absl import flags
 
 from minillm.stages import cli
 from minillm.stages.precompute import PrecomputeConfig, precompute, rows_for
+from minillm.stages.precompute_spans import weights_for
 
 TEACHER = flags.DEFINE_string("teacher", None, "A model folder, or mock.", required=True)
 DATA = flags.DEFINE_string("data", None, "Packed rows, or files to pack for it.", required=True)
@@ -28,10 +35,11 @@ def main(argv: Sequence[str]) -> None:
         packed=f"{OUTPUT.value.rstrip('/')}-rows",
     )
     made = precompute(OUTPUT.value, config, teacher=TEACHER.value, rows=rows, tokenizer=tokenizer)
-    print(f"store: {OUTPUT.value} ({made.counts['rows']} rows)")
+    print(f"store: {OUTPUT.value} ({made.counts['rows']} rows, {made.schema})")
     print(
         "distil: python launch/knowledge_transfer.py "
         f"--teacher_store {OUTPUT.value} --train_data {rows} --tokenizer_path {tokenizer}"
+        + weights_for(made)
     )
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 _WEYL = 2654435769  # 2^32 divided by the golden ratio
+_LEAST_SURPRISAL = 1e-30  # of a certain span: where float32 has a logarithm of 1 - p left
 _LEAST_SQUARES = 1e-12  # keeps a state of zeros from dividing by zero; far below any real state
 
 
@@ -106,6 +107,68 @@ def distillation_kl(
     return _weighted(jnp.sum(p * difference, axis=-1), weights)
 
 
+def span_likelihood_kl(
+    logits: Float[Array, "B T V"],
+    targets: Int[Array, "B T"],
+    span_ids: Int[Array, "B T"],
+    span_log_likelihoods: Float[Array, "B T"],
+    *,
+    temperature: float = 1.0,
+) -> LossSum:
+    """Binary KL(teacher || student) in nats of whether the text goes on with this very span.
+
+    For teachers of another tokenizer: both give a span of text a likelihood p, the product over
+    their own tokens of it, and are compared as distributions over (this span, anything else).
+    "Approximate likelihood matching", Minixhofer et al. 2025 (arXiv 2503.20083), with the KL as
+    its divergence and without its debiasing. At temperature 1 the KL over all that could follow
+    is at least as large, by the data-processing inequality. The sum is over spans, and the weight
+    is their number.
+
+    Args:
+        targets: what each position has to predict.
+        span_ids: the span, from 1, of each position's target, rising by one from span to span; 0
+            for a target in no span.
+        span_log_likelihoods: the teacher's of a whole span, at its last position; 0 elsewhere.
+        temperature: likelihoods are raised to 1/temperature before they are compared, and the KL
+            is multiplied by it. The higher it is, the more the spans count that both find
+            unlikely; with surprisals s = -log p the limit is s_p log(s_p / s_q) - s_p + s_q.
+    """
+    length = targets.shape[1]
+    tokens = jnp.where(span_ids > 0, _log_likelihoods(logits, targets), 0.0)
+    last = (span_ids > 0) & (span_ids != jnp.pad(span_ids[:, 1:], ((0, 0), (0, 1))))
+    add = jax.vmap(lambda values, ids: jax.ops.segment_sum(values, ids, length + 1)[1:])
+    log_q = add(tokens, span_ids)
+    log_p = add(jax.lax.stop_gradient(span_log_likelihoods.astype(jnp.float32)), span_ids)
+    weights = add(last.astype(jnp.float32), span_ids)
+    # A slot without a span gets numbers at which every function below has a gradient.
+    log_q, log_p = (jnp.where(weights > 0, x, -1.0) / temperature for x in (log_q, log_p))
+    return _weighted(temperature * _binary_kl(log_p, log_q), weights)
+
+
+def sorted_distance(
+    logits: Float[Array, "B T V"],
+    sorted_log_probs: Float[Array, "B T C"],
+    tail_log_prob: Float[Array, "B T"],
+    weights: Float[Array, "B T"],
+) -> LossSum:
+    """Distance of the probabilities by rank: the sum of |p - q| over C ranks and over the rest.
+
+    For teachers of another tokenizer, whose ids mean nothing here: "universal logit distillation",
+    Boizard et al. 2024 (arXiv 2402.12030), of which it is a lower bound, equal at C = V.
+
+    Args:
+        sorted_log_probs: the teacher's largest, descending; -inf in an unused slot.
+        tail_log_prob: log of the teacher's mass beyond them.
+    """
+    probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    count = sorted_log_probs.shape[-1]
+    largest = jax.lax.top_k(probs, min(count, probs.shape[-1]))[0]
+    tail = 1.0 - jnp.sum(largest, axis=-1)
+    largest = jnp.pad(largest, ((0, 0), (0, 0), (0, count - largest.shape[-1])))
+    by_rank = jnp.sum(jnp.abs(jnp.exp(sorted_log_probs) - largest), axis=-1)
+    return _weighted(by_rank + jnp.abs(jnp.exp(tail_log_prob) - tail), weights)
+
+
 def hidden_state_matching(
     student: Float[Array, "B T D"], teacher: Float[Array, "B T D"], weights: Float[Array, "B T"]
 ) -> LossSum:
@@ -152,6 +215,34 @@ def _weighted(values: Float[Array, "B T"], weights: Float[Array, "B T"]) -> Loss
     weights = weights.astype(jnp.float32)
     # 0 times an infinity or NaN of a padded position would be NaN.
     return LossSum(jnp.sum(jnp.where(weights > 0, weights * values, 0.0)), jnp.sum(weights))
+
+
+def _log_likelihoods(
+    logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """log q of the targets, to a relative precision of float32 also where q is nearly 1."""
+    logits = logits.astype(jnp.float32)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    others = jnp.arange(logits.shape[-1]) != targets[..., None]
+    # As logit minus log-sum-exp of all, what is left of 1 - q below 1e-7 would be lost.
+    rest = jax.nn.logsumexp(jnp.where(others, logits, -jnp.inf), axis=-1)
+    return -jax.nn.softplus(rest - picked[..., 0])
+
+
+def _binary_kl(log_p: Float[Array, "..."], log_q: Float[Array, "..."]) -> Float[Array, "..."]:
+    """KL of (p, 1 - p) from (q, 1 - q), from logarithms of p and q."""
+    log_p, log_q = (jnp.minimum(x, -_LEAST_SURPRISAL) for x in (log_p, log_q))
+    against_p, against_q = _log_one_minus_exp(log_p), _log_one_minus_exp(log_q)
+    return jnp.exp(log_p) * (log_p - log_q) + jnp.exp(against_p) * (against_p - against_q)
+
+
+def _log_one_minus_exp(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """log(1 - exp(x)) for x < 0; Mächler 2012: near 0 by expm1, far from it by log1p."""
+    near = x > -0.6931472
+    # Each branch where it is exact: elsewhere it could give an infinity, and NaN as a gradient.
+    by_expm1 = jnp.log(-jnp.expm1(jnp.where(near, x, -1.0)))
+    by_log1p = jnp.log1p(-jnp.exp(jnp.where(near, -1.0, x)))
+    return jnp.where(near, by_expm1, by_log1p)
 
 
 @jax.custom_vjp

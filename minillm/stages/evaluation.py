@@ -31,7 +31,7 @@ from minillm.inference.generate import generate
 from minillm.losses import LossSum
 from minillm.stages.training import SCHEMA as MODEL_SCHEMA
 from minillm.stages.training import load_model
-from minillm.store import JoinedRows, StoreReader
+from minillm.store import JoinedRows, SpanStoreConfig, StoreReader
 from minillm.train.step import make_eval_step
 
 SCHEMA = "evaluation/1"
@@ -145,7 +145,7 @@ def evaluate(
     directory = epath.Path(directory)
     function, params, tokenizer = load_model(model)
     inputs = _fingerprints(model, records)
-    source = _heldout(heldout_rows, teacher_store)
+    source = heldout_source(heldout_rows, teacher_store)
     if source is not None:
         inputs["heldout"] = source.fingerprint
     opened = manifest.open_stage(directory, schema=SCHEMA, config=to_dict(config), inputs=inputs)
@@ -188,13 +188,28 @@ def _fingerprints(model: epath.PathLike, records: Sequence[Mapping[str, Any]]) -
     }
 
 
-def _heldout(
+def heldout_source(
     rows: epath.PathLike | None, store: epath.PathLike | None
 ) -> RowsReader | JoinedRows | None:
+    """Held-out rows, with a teacher's candidates where there is a store of them.
+
+    Raises:
+        UserError: a store of spans, or one of other rows.
+    """
     if rows is None:
         return None
     reader = RowsReader(rows)
-    return reader if store is None else JoinedRows(reader, [StoreReader(store)])
+    if store is None:
+        return reader
+    opened = StoreReader(store)
+    if isinstance(opened.config, SpanStoreConfig):
+        raise UserError(
+            field="teacher_store",
+            got=f"{store}, likelihoods of spans",
+            wanted="a store of candidates, to compare first choices with",
+            fix="leave it out, or give that of a teacher with the rows' tokenizer",
+        )
+    return JoinedRows(reader, [opened])
 
 
 def read_result(directory: epath.PathLike) -> dict[str, Any]:

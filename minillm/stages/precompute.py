@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import jax
 import numpy as np
@@ -26,6 +27,7 @@ from minillm.data.rows import RowsReader
 from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.data.vocabulary import compare
 from minillm.model.config import Dtype, ModelConfig
+from minillm.stages.precompute_spans import precompute_spans, tokenizers_of_spans
 from minillm.stages.preparation import RowsConfig, make_rows
 from minillm.stages.scoring import Scorer, compile_scorer, placed, smallest_batch
 from minillm.stages.training import check_row_fits
@@ -39,6 +41,9 @@ class PrecomputeConfig:
     """How to run a teacher over rows.
 
     Attributes:
+        targets: "candidates" of the next token, which needs a teacher with the rows' tokenizer;
+            "spans", the likelihoods of stretches of text, which needs no such thing; "auto"
+            decides by what the two tokenizers hold.
         candidates: tokens kept a position, the likeliest; the rest of the mass is the tail.
         batch_size: rows at a time, over all hosts; None takes as many as pay and fit, as the
             compiler counts before anything is loaded. A store that was begun keeps its own.
@@ -49,6 +54,7 @@ class PrecomputeConfig:
         seed: of the weights, for the teacher `mock`.
     """
 
+    targets: Literal["auto", "candidates", "spans"] = "auto"
     candidates: int = 16
     batch_size: int | None = None
     rows_per_shard: int = 512
@@ -114,7 +120,7 @@ def precompute(
     Args:
         teacher: a model folder, or "mock" for a tiny random model.
         tokenizer: with which the rows were made; needed where it is another file than the
-            teacher's, to compare what the two hold.
+            teacher's, to compare what the two hold. Where they differ, the store is one of spans.
         devices: what the mesh is made of; None takes all.
 
     Raises:
@@ -125,6 +131,20 @@ def precompute(
     reader = RowsReader(rows)
     mesh = make_mesh(config.mesh, devices or _all_devices())
     dtype = config.dtype or ("float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16")
+    tokenizers = tokenizers_of_spans(config.targets, teacher, reader, tokenizer)
+    if tokenizers is not None:
+        return precompute_spans(
+            directory,
+            reader,
+            teacher,
+            tokenizers,
+            mesh=mesh,
+            dtype=dtype,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            rows_per_shard=config.rows_per_shard,
+            description=description,
+        )
     vocab_size = int(reader.manifest.counts["vocab_size"])
     model, own = describe_teacher(teacher, vocab_size=vocab_size, dtype=dtype)
     check_row_fits(model, reader.row_length, name="teacher's ")

@@ -22,7 +22,7 @@ from minillm.data.rows import RowsReader
 from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.model.config import ModelConfig
 from minillm.model.functional import ModelFunction, Params
-from minillm.store import JoinedRows, StoreReader
+from minillm.store import JoinedRows, SpanStoreConfig, StoreReader
 from minillm.train.loop import LoopConfig, TrainResult, train
 from minillm.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from minillm.train.step import (
@@ -95,7 +95,7 @@ def run_training(
     directory = epath.Path(directory)
     given = _open_inputs(rows, tokenizer, stores, init_from)
     mesh = make_mesh(config.mesh, devices)
-    _check_fit(model, config, given, mesh, has_stores=bool(stores))
+    _check_fit(model, config, given, mesh)
     function = ModelFunction(model)
     schedule = make_schedule(config.optimizer, config.loop.total)
     optimizer = make_optimizer(config.optimizer, config.loop.total, function.axes)
@@ -232,9 +232,7 @@ def _open_inputs(
     return _Inputs(source, loaded, fingerprints, reader.row_length)
 
 
-def _check_fit(
-    model: ModelConfig, config: RunConfig, given: _Inputs, mesh: Mesh, *, has_stores: bool
-) -> None:
+def _check_fit(model: ModelConfig, config: RunConfig, given: _Inputs, mesh: Mesh) -> None:
     """Raise UserError where model, rows, losses and mesh do not go together."""
     pieces = given.tokenizer.vocab_size
     if model.vocab_size != pieces:
@@ -245,13 +243,7 @@ def _check_fit(
             fix="set it, or give the tokenizer that goes with the model",
         )
     check_shapes(model, config, given.row_length, mesh)
-    if has_stores != (config.loss.distillation > 0):
-        raise UserError(
-            field="loss.distillation",
-            got=f"{config.loss.distillation} {'with' if has_stores else 'without'} a teacher_store",
-            wanted="a weight above 0 exactly where there is a store",
-            fix="set the weight, or give or leave out the store",
-        )
+    _check_weights(config.loss, given.source)
     if (mesh.shape[axes.DATA] * mesh.shape[axes.FSDP]) % jax.process_count():
         raise UserError(
             field="mesh",
@@ -259,6 +251,24 @@ def _check_fit(
             wanted=f"data × fsdp a multiple of the {jax.process_count()} hosts",
             fix="keep tensor and context within one host",
         )
+
+
+def _check_weights(loss: LossConfig, source: Any) -> None:
+    """Raise UserError unless each kind of store has its term in the loss, and no other has one."""
+    stores = source.stores if isinstance(source, JoinedRows) else ()
+    of_spans = [isinstance(store.config, SpanStoreConfig) for store in stores]
+    for name, kind, there in (
+        ("distillation", "a teacher_store of candidates", not all(of_spans)),
+        ("span_likelihoods", "a teacher_store of spans", any(of_spans)),
+    ):
+        weight = getattr(loss, name)
+        if there != (weight > 0):
+            raise UserError(
+                field=f"loss.{name}",
+                got=f"{weight} {'with' if there else 'without'} {kind}",
+                wanted="a weight above 0 exactly where there is such a store",
+                fix="set the weight, or give or leave out the store",
+            )
 
 
 def _open_folder(

@@ -2,7 +2,18 @@
 
 from minillm.store.candidates import top_candidates
 from minillm.store.reader import JoinedRows, StoreReader
-from minillm.store.schema import TeacherTargets
-from minillm.store.writer import write_store
+from minillm.store.schema import SpanStoreConfig, SpanTargets, TeacherTargets
+from minillm.store.spans import span_targets
+from minillm.store.writer import write_span_store, write_store
 
-__all__ = ["JoinedRows", "StoreReader", "TeacherTargets", "top_candidates", "write_store"]
+__all__ = [
+    "JoinedRows",
+    "SpanStoreConfig",
+    "SpanTargets",
+    "StoreReader",
+    "TeacherTargets",
+    "span_targets",
+    "top_candidates",
+    "write_span_store",
+    "write_store",
+]

@@ -15,7 +15,7 @@ from minillm.core.errors import UserError
 from minillm.store.schema import StoreConfig, TeacherTargets
 
 _LOWEST = float(np.finfo(np.float16).min)
-_LOG_PROB = np.dtype("<f2")
+LOG_PROB = np.dtype("<f2")
 # Float32 sums of the whole vocabulary stay well inside; targets that lost their tail do not.
 _MASS_TOLERANCE = 1e-3
 
@@ -49,9 +49,9 @@ def encode_row(row: StoredRow, config: StoreConfig) -> bytes:
             "row_id": row.row_id,
             "digest": row.digest,
             # What stands in an unused slot is decided by its log-probability.
-            "ids": _planes(np.maximum(ids, 0).astype(config.id_dtype)),
-            "log_probs": _planes(_half(log_probs)),
-            "tail": _planes(_half(tail)),
+            "ids": to_planes(np.maximum(ids, 0).astype(config.id_dtype)),
+            "log_probs": to_planes(to_half(log_probs)),
+            "tail": to_planes(to_half(tail)),
         }
     )
 
@@ -64,26 +64,28 @@ def decode_row(record: bytes, config: StoreConfig) -> StoredRow:
     """
     fields = msgpack.unpackb(record)
     shape = (config.row_length, config.candidates)
-    ids = _from_planes(fields["ids"], config.id_dtype, shape).astype(np.int32)
-    log_probs = _from_planes(fields["log_probs"], _LOG_PROB, shape).astype(np.float32)
-    tail = _from_planes(fields["tail"], _LOG_PROB, shape[:1]).astype(np.float32)
+    ids = from_planes(fields["ids"], config.id_dtype, shape).astype(np.int32)
+    log_probs = from_planes(fields["log_probs"], LOG_PROB, shape).astype(np.float32)
+    tail = from_planes(fields["tail"], LOG_PROB, shape[:1]).astype(np.float32)
     targets = TeacherTargets(np.where(np.isneginf(log_probs), -1, ids), log_probs, tail)
     return StoredRow(fields["row_id"], fields["digest"], targets)
 
 
-def _half(log_probs: np.ndarray) -> np.ndarray:
+def to_half(log_probs: np.ndarray) -> np.ndarray:
+    """As float16, where a finite number stays finite."""
     # A finite value must not round to -inf: it would turn a candidate into an unused slot.
     held = np.where(np.isneginf(log_probs), -np.inf, np.maximum(log_probs, _LOWEST))
-    return held.astype(_LOG_PROB)
+    return held.astype(LOG_PROB)
 
 
-def _planes(array: np.ndarray) -> bytes:
+def to_planes(array: np.ndarray) -> bytes:
     """All lowest bytes, then all next bytes: a third smaller once compressed than in place."""
     array = np.ascontiguousarray(array)
     return array.view(np.uint8).reshape(-1, array.itemsize).T.tobytes()
 
 
-def _from_planes(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+def from_planes(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """The array that `to_planes` wrote."""
     planes = np.frombuffer(data, np.uint8).reshape(dtype.itemsize, -1)
     return np.ascontiguousarray(planes.T).view(dtype).reshape(shape)
 

@@ -10,17 +10,33 @@ from etils import epath
 
 from minillm.core import configs
 from minillm.core.errors import UserError
-from minillm.core.manifest import MANIFEST_NAME, fingerprint_of, require_complete, verify_shards
+from minillm.core.manifest import (
+    MANIFEST_NAME,
+    fingerprint_of,
+    read_manifest,
+    require_complete,
+    verify_shards,
+)
 from minillm.data.rows import RowsReader
 from minillm.store.codec import StoredRow, decode_row
-from minillm.store.schema import SCHEMA, StoreConfig, TeacherTargets
+from minillm.store.schema import (
+    SCHEMA,
+    SPAN_SCHEMA,
+    SpanStoreConfig,
+    StoreConfig,
+    TeacherTargets,
+)
+from minillm.store.spans import StoredSpans, decode_spans, span_ids
+
+# What a batch holds of each kind of store.
+_NAMES = (TeacherTargets._fields, ("span_ids", "span_log_likelihoods"))
 
 
 class StoreReader:
     """A finished store, by row; can be pickled and read from several threads.
 
     `reader[row_id]` is a `StoredRow`: row_id, digest, and targets int32[T, C], float32[T, C],
-    float32[T].
+    float32[T]; or, of a store of spans (`config` is a `SpanStoreConfig`), a `StoredSpans`.
 
     Args:
         verify: "size" compares the size of every shard with the manifest; "sha256" reads every
@@ -35,9 +51,12 @@ class StoreReader:
         self, directory: epath.PathLike, *, verify: Literal["size", "sha256"] = "size"
     ) -> None:
         self.directory = epath.Path(directory)
-        self.manifest = require_complete(self.directory, SCHEMA)
+        found = read_manifest(self.directory)
+        of_spans = found is not None and found.schema == SPAN_SCHEMA
+        self.manifest = require_complete(self.directory, SPAN_SCHEMA if of_spans else SCHEMA)
         field = f"{self.directory / MANIFEST_NAME}: config"
-        self.config = configs.build(StoreConfig, self.manifest.config, field=field)
+        kind: type[StoreConfig | SpanStoreConfig] = SpanStoreConfig if of_spans else StoreConfig
+        self.config = configs.build(kind, self.manifest.config, field=field)
         verify_shards(self.directory, self.manifest, checksums=verify == "sha256")
         self._check_layout()
         paths = [os.fspath(self.directory / shard.name) for shard in self.manifest.shards]
@@ -56,17 +75,22 @@ class StoreReader:
     def __len__(self) -> int:
         return self.manifest.counts["rows"]
 
-    def __getitem__(self, row_id: int) -> StoredRow:
+    def __getitem__(self, row_id: int) -> StoredRow | StoredSpans:
         row_id = int(row_id)
         if not 0 <= row_id < len(self):
             raise IndexError(f"row {row_id} of {len(self)}")
         try:
-            row = decode_row(self._records[row_id], self.config)
+            row = self._decode(self._records[row_id])
             if row.row_id != row_id:
                 raise ValueError(f"the record says that it is row {row.row_id}")
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(f"row {row_id}: {error}", row_id) from error
         return row
+
+    def _decode(self, record: bytes) -> StoredRow | StoredSpans:
+        if isinstance(self.config, SpanStoreConfig):
+            return decode_spans(record, self.config)
+        return decode_row(record, self.config)
 
     def _check_layout(self) -> None:
         wanted = [(rows.start, len(rows)) for rows in self.config.shard_rows(len(self))]
@@ -89,10 +113,13 @@ class StoreReader:
 class JoinedRows:
     """A random-access source of rows and their targets; can be pickled, as Grain needs it.
 
-    `joined[i]` is the dict of `rows[i]` with candidate_ids int32[T, C], candidate_log_probs
-    float32[T, C] and tail_log_prob float32[T] added. With several stores these three have an
-    axis of teachers behind T, in the order given, and C is the largest one's: the others' slots
-    are filled up with unused ones.
+    `joined[i]` is the dict of `rows[i]` with what its stores hold. Of stores of candidates these
+    are candidate_ids int32[T, C], candidate_log_probs float32[T, C] and tail_log_prob float32[T];
+    with several stores they have an axis of teachers behind T, in the order given, and C is the
+    largest one's: the others' slots are filled up with unused ones. Of stores of spans these are
+    span_ids int32[T] (the span, from 1, of each position's next token; 0 for none) and
+    span_log_likelihoods float32[T] (at the last position of each span), with the same axis where
+    there are several.
 
     Raises:
         UserError: no store; one made from other rows or with another tokenizer; on reading, one
@@ -106,7 +133,8 @@ class JoinedRows:
             )
         self.rows = rows
         self.stores = tuple(stores)
-        self._candidates = max(store.config.candidates for store in self.stores)
+        sizes = [s.config.candidates for s in self.stores if isinstance(s.config, StoreConfig)]
+        self._candidates = max(sizes, default=0)
         for store in self.stores:
             _check_same(store, rows, "rows", rows.fingerprint)
             _check_same(store, rows, "tokenizer", rows.manifest.inputs["tokenizer"])
@@ -121,15 +149,16 @@ class JoinedRows:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         row = self.rows[index]
-        targets = [self._targets(store, row) for store in self.stores]
-        joined = targets[0]
-        if len(targets) > 1:
-            joined = TeacherTargets(
-                *(np.stack(parts, axis=1) for parts in zip(*targets, strict=True))
-            )
-        return {**row, **joined._asdict()}
+        found = [self._targets(store, row) for store in self.stores]
+        joined = dict(row)
+        for names in _NAMES:
+            same = [targets for targets in found if targets.keys() == set(names)]
+            for name in names if same else ():
+                parts = [targets[name] for targets in same]
+                joined[name] = np.stack(parts, axis=1) if len(parts) > 1 else parts[0]
+        return joined
 
-    def _targets(self, store: StoreReader, row: dict[str, np.ndarray]) -> TeacherTargets:
+    def _targets(self, store: StoreReader, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         stored = store[int(row["row_id"])]
         digest = row["digest"].tobytes()
         if stored.digest != digest:
@@ -139,13 +168,16 @@ class JoinedRows:
                 wanted=f"{digest.hex()}, as in {self.rows.directory}",
                 fix="run launch/precompute_teacher.py on these rows",
             )
+        if isinstance(stored, StoredSpans):
+            lengths, values = stored.targets
+            return {"span_ids": span_ids(lengths), "span_log_likelihoods": values}
         ids, log_probs, tail = stored.targets
         unused = ((0, 0), (0, self._candidates - ids.shape[-1]))
         return TeacherTargets(
             np.pad(ids, unused, constant_values=-1),
             np.pad(log_probs, unused, constant_values=-np.inf),
             tail,
-        )
+        )._asdict()
 
 
 def _check_same(store: StoreReader, rows: RowsReader, name: str, wanted: str) -> None:

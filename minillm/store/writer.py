@@ -27,7 +27,16 @@ from minillm.core.manifest import (
 from minillm.core.progress import progress
 from minillm.data.rows import RowsReader
 from minillm.store.codec import StoredRow, encode_row
-from minillm.store.schema import SCHEMA, StoreConfig, TeacherTargets, shard_name
+from minillm.store.schema import (
+    SCHEMA,
+    SPAN_SCHEMA,
+    SpanStoreConfig,
+    SpanTargets,
+    StoreConfig,
+    TeacherTargets,
+    shard_name,
+)
+from minillm.store.spans import StoredSpans, encode_spans
 
 ROWS_PER_SHARD = 1024
 # One record a group, so that a row can be read without its neighbours; the level is array-record's
@@ -38,7 +47,8 @@ _WRITER_OPTIONS = "group_size:1,zstd:3"
 _FACTS = 8 + 32
 
 Batch = Mapping[str, np.ndarray]
-Score = Callable[[Batch], TeacherTargets]
+Score = Callable[[Batch], TeacherTargets | SpanTargets]
+AnyConfig = StoreConfig | SpanStoreConfig
 
 
 def write_store(
@@ -91,6 +101,47 @@ def write_store(
         "teacher": teacher_fingerprint,
         "tokenizer": tokenizer_fingerprint,
     }
+    return _write(directory, rows, score, config, inputs, batch_size, description)
+
+
+def write_span_store(
+    directory: epath.PathLike,
+    rows: RowsReader,
+    score: Callable[[Batch], SpanTargets],
+    *,
+    teacher_fingerprint: str,
+    teacher_tokenizer_fingerprint: str,
+    batch_size: int,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    description: str = "likelihoods of spans",
+) -> Manifest:
+    """As `write_store`, for a teacher of another tokenizer.
+
+    Args:
+        score: to targets of [B, T] each.
+        teacher_tokenizer_fingerprint: of the tokenizer that the teacher reads the text with.
+    """
+    config = SpanStoreConfig(row_length=rows.row_length, rows_per_shard=rows_per_shard)
+    tokenizer = rows.manifest.inputs["tokenizer"]
+    _check_inputs(rows, tokenizer, batch_size)
+    inputs = {
+        "rows": rows.fingerprint,
+        "teacher": teacher_fingerprint,
+        "tokenizer": tokenizer,
+        "teacher_tokenizer": teacher_tokenizer_fingerprint,
+    }
+    return _write(directory, rows, score, config, inputs, batch_size, description)
+
+
+def _write(
+    directory: epath.PathLike,
+    rows: RowsReader,
+    score: Score,
+    config: AnyConfig,
+    inputs: Mapping[str, str],
+    batch_size: int,
+    description: str,
+) -> Manifest:
     directory = epath.Path(directory)
     manifest = _open(directory, config, inputs)
     if manifest.complete:
@@ -114,10 +165,10 @@ def write_store(
     return manifest
 
 
-def _open(directory: epath.Path, config: StoreConfig, inputs: Mapping[str, str]) -> Manifest:
+def _open(directory: epath.Path, config: AnyConfig, inputs: Mapping[str, str]) -> Manifest:
     """The store to go on with, its damaged shards left out, the same on every host."""
     stage: dict[str, Any] = {
-        "schema": SCHEMA,
+        "schema": SCHEMA if isinstance(config, StoreConfig) else SPAN_SCHEMA,
         "config": dataclasses.asdict(config),
         "inputs": inputs,
     }
@@ -141,7 +192,7 @@ def _open(directory: epath.Path, config: StoreConfig, inputs: Mapping[str, str])
     return found
 
 
-def _turns(config: StoreConfig, rows: int, manifest: Manifest) -> list[list[tuple[int, range]]]:
+def _turns(config: AnyConfig, rows: int, manifest: Manifest) -> list[list[tuple[int, range]]]:
     """Number and rows of the shards that are missing, as many in a turn as there are hosts."""
     there = {shard.first for shard in manifest.shards}
     missing = [
@@ -159,7 +210,7 @@ def _write_turn(
     rows: RowsReader,
     score: Score,
     batch_size: int,
-    config: StoreConfig,
+    config: AnyConfig,
     bar: "_Progress",
 ) -> list[Shard]:
     """Each host writes its shard of the turn; then all of them know of all shards."""
@@ -221,7 +272,7 @@ def _encoded(
     batches: int,
     score: Score,
     batch_size: int,
-    config: StoreConfig,
+    config: AnyConfig,
     bar: "_Progress",
 ) -> Iterator[bytes]:
     """The records of one shard, scored batch by batch, in at least as many as the other hosts."""
@@ -232,13 +283,25 @@ def _encoded(
         shown = group or [rows[0]]
         full = shown + shown[-1:] * (batch_size - len(shown))
         batch = {name: np.stack([row[name] for row in full]) for name in full[0]}
-        _check_tokens(batch["tokens"], start, config.vocab_size)
+        if isinstance(config, StoreConfig):
+            _check_tokens(batch["tokens"], start, config.vocab_size)
         targets = [np.asarray(part) for part in score(batch)]
         for offset, row in enumerate(group):
-            mine = TeacherTargets(*(part[offset] for part in targets))
-            stored = _only_where_a_token_follows(mine, row["segment_ids"])
-            yield encode_row(StoredRow(start + offset, row["digest"].tobytes(), stored), config)
+            yield _record(start + offset, row, [part[offset] for part in targets], config)
         bar.update(group)
+
+
+def _record(
+    row_id: int,
+    row: Mapping[str, np.ndarray],
+    targets: list[np.ndarray],
+    config: AnyConfig,
+) -> bytes:
+    digest = row["digest"].tobytes()
+    if isinstance(config, SpanStoreConfig):
+        return encode_spans(StoredSpans(row_id, digest, SpanTargets(*targets)), config)
+    stored = _only_where_a_token_follows(TeacherTargets(*targets), row["segment_ids"])
+    return encode_row(StoredRow(row_id, digest, stored), config)
 
 
 def _check_tokens(tokens: np.ndarray, first: int, vocab_size: int) -> None:

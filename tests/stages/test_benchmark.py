@@ -253,6 +253,7 @@ def test_the_whole_benchmark_prints_its_table_and_writes_json(tmp_path, monkeypa
         ([], ["command line: got flags only", "attention"]),
         (["stores"], ["got stores", "one of attention"]),
         (["attention", "--lengths=many"], ["--lengths: got many"]),
+        (["cross_tokenizer", "--windows=3"], ["--windows: got ['3']", "--out at most"]),
     ],
 )
 def test_bad_command_lines_are_one_line_and_exit_code_2(arguments, words):

@@ -53,7 +53,7 @@ def assert_within_bound(got, wanted):
     )
 )
 def test_any_log_probability_comes_back_within_the_stated_bound(log_probs):
-    assert_within_bound(codec._half(log_probs).astype(np.float32), log_probs)
+    assert_within_bound(codec.to_half(log_probs).astype(np.float32), log_probs)
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,237 @@
+"""A teacher of another tokenizer and rows in, a store of its likelihoods of spans out."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from minillm.core import axes, hosts
+from minillm.core.errors import UserError
+from minillm.core.manifest import Manifest, found_stage, require_writable
+from minillm.core.sharding import check_divides, rounded_up, shard_batch
+from minillm.data.alignment import AlignedTokens, align_row
+from minillm.data.load_tokenizer import load_tokenizer
+from minillm.data.rows import RowsReader
+from minillm.data.tokenizer_protocol import Tokenizer
+from minillm.data.vocabulary import Verdict, compare
+from minillm.model.config import Dtype
+from minillm.model.functional import ModelFunction, Params
+from minillm.model.transformer import Transformer
+from minillm.store import SpanStoreConfig, SpanTargets, span_targets, write_span_store
+from minillm.store.schema import SPAN_SCHEMA
+from minillm.teachers import MOCK, Teacher, describe_teacher, load_teacher
+
+# Rows of the teacher's tokens are as long as a batch needs, in steps that keep programs few.
+_LENGTH_STEP = 64
+_ROWS_AT_A_TIME = 8
+_POSITIONS_AT_A_TIME = 128  # of which a device holds the logits, as in `scoring`
+# Weights that did best in `launch/benchmark.py cross_tokenizer`.
+_WEIGHTS = {"cross_entropy": 1.0, "distillation": 0.0, "span_likelihoods": 3.0}
+
+
+class Tokenizers(NamedTuple):
+    """The two that read a text."""
+
+    rows: Tokenizer
+    teacher: Tokenizer
+
+
+def tokenizers_of_spans(
+    targets: str, teacher: str, rows: RowsReader, tokenizer_path: epath.PathLike | None
+) -> Tokenizers | None:
+    """The tokenizers to align, where the targets are to be spans; None where they are not.
+
+    Args:
+        targets: as in `PrecomputeConfig`. By "auto" they are spans where the rows' tokenizer is
+            given and the teacher's gives an id another meaning.
+
+    Raises:
+        UserError: spans are asked for, and the rows' tokenizer is not given.
+    """
+    if targets == "candidates" or (targets == "auto" and teacher == MOCK):
+        return None
+    wanted = rows.manifest.inputs["tokenizer"]
+    own = None if teacher == MOCK else describe_teacher(teacher)[1]
+    made_with = own if tokenizer_path is None else load_tokenizer(tokenizer_path)
+    if made_with is None or made_with.fingerprint != wanted:
+        if targets == "auto":
+            return None
+        raise UserError(
+            field="tokenizer_path",
+            got=f"{tokenizer_path}, another tokenizer than the rows'",
+            wanted=f"the tokenizer of {rows.directory} (fingerprint {wanted[:12]})",
+            fix="give the tokenizer that the rows were packed with",
+        )
+    found = Tokenizers(made_with, own or made_with)
+    if targets == "spans":
+        return found
+    verdict = compare(found.rows, found.teacher, found.teacher.vocab_size)
+    if verdict.verdict is not Verdict.DIFFERENT:
+        return None
+    logging.warning(
+        "%s has another tokenizer than the rows (%s): its targets are likelihoods of spans",
+        teacher,
+        verdict.differences[0],
+    )
+    return found
+
+
+def precompute_spans(
+    directory: epath.PathLike,
+    rows: RowsReader,
+    teacher: str,
+    tokenizers: Tokenizers,
+    *,
+    mesh: Mesh,
+    dtype: Dtype,
+    seed: int,
+    batch_size: int | None,
+    rows_per_shard: int,
+    description: str,
+) -> Manifest:
+    """Write the teacher's likelihoods of every span of every row, or go on writing them.
+
+    The teacher reads each document in its own tokens, packed as the rows are. Of a document
+    longer than its `max_length` it reads the beginning, and what is left is in no span.
+
+    Args:
+        batch_size: rows at a time; None takes eight, or as few more as the mesh shares evenly.
+
+    Raises:
+        UserError: several hosts, or a directory that holds something else.
+    """
+    hosts.require_one_host("precomputing likelihoods of spans")
+    size = batch_size or rounded_up(_ROWS_AT_A_TIME, mesh, axes.BATCH)
+    check_divides("batch_size", size, mesh, axes.BATCH)
+    _check_output(directory, rows, tokenizers, rows_per_shard)
+    loaded = load_teacher(
+        teacher, vocab_size=tokenizers.teacher.vocab_size, seed=seed, mesh=mesh, dtype=dtype
+    )
+    read = _reader_of(loaded, mesh, tokenizers.teacher.vocab_size)
+
+    def score(batch: Mapping[str, np.ndarray]) -> SpanTargets:
+        aligned = [
+            align_row(
+                {name: array[index] for name, array in batch.items()},
+                *tokenizers,
+                max_length=loaded.config.max_length,
+            )
+            for index in range(len(batch["tokens"]))
+        ]
+        found = read(packed(aligned))
+        length = batch["tokens"].shape[1]
+        targets = [
+            span_targets(one.spans, values, length)
+            for one, values in zip(aligned, found, strict=True)
+        ]
+        return SpanTargets(*(np.stack(part) for part in zip(*targets, strict=True)))
+
+    return write_span_store(
+        directory,
+        rows,
+        score,
+        teacher_fingerprint=loaded.fingerprint,
+        teacher_tokenizer_fingerprint=tokenizers.teacher.fingerprint,
+        batch_size=size,
+        rows_per_shard=rows_per_shard,
+        description=description,
+    )
+
+
+def _check_output(
+    directory: epath.PathLike, rows: RowsReader, tokenizers: Tokenizers, rows_per_shard: int
+) -> None:
+    """Raise UserError, before weights are loaded, where the directory holds something else."""
+    found = found_stage(
+        directory,
+        schema=SPAN_SCHEMA,
+        config=dataclasses.asdict(SpanStoreConfig(rows.row_length, rows_per_shard)),
+        inputs={
+            "rows": rows.fingerprint,
+            "tokenizer": tokenizers.rows.fingerprint,
+            "teacher_tokenizer": tokenizers.teacher.fingerprint,
+        },
+        all_inputs=False,
+    )
+    if found is None or not found.complete:
+        require_writable(directory)
+
+
+def packed(aligned: Sequence[AlignedTokens]) -> dict[str, np.ndarray]:
+    """The teacher's tokens, segment ids and positions as rows of one length, padded with 0."""
+    longest = max(len(one.tokens) for one in aligned)
+    length = max(_LENGTH_STEP, -(-longest // _LENGTH_STEP) * _LENGTH_STEP)
+    return {
+        name: np.stack(
+            [np.pad(getattr(one, name), (0, length - len(one.tokens))) for one in aligned]
+        )
+        for name in ("tokens", "segment_ids", "positions")
+    }
+
+
+def _reader_of(
+    teacher: Teacher, mesh: Mesh, vocab_size: int
+) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    """From rows of the teacher's tokens to the log-likelihood of each, compiled once a length."""
+    function = ModelFunction(teacher.config)
+    params = nnx.to_pure_dict(nnx.state(teacher.model))
+    shards = rounded_up(1, mesh, axes.BATCH)
+
+    @jax.jit
+    def score(params: Params, rows: dict[str, Array]) -> Array:
+        model = function.bind(params)
+        hidden = model.hidden(
+            rows["tokens"], segment_ids=rows["segment_ids"], positions=rows["positions"]
+        )
+        at_a_time = max(1, _POSITIONS_AT_A_TIME * shards // hidden.shape[0])
+        return log_likelihoods(model, hidden, rows["tokens"], at_a_time, vocab_size)
+
+    def read(rows: dict[str, np.ndarray]) -> np.ndarray:
+        with jax.set_mesh(mesh):
+            return np.asarray(score(params, shard_batch(rows, mesh)))
+
+    return read
+
+
+def log_likelihoods(
+    model: Transformer,
+    hidden: Float[Array, "B T D"],
+    tokens: Int[Array, "B T"],
+    at_a_time: int,
+    vocab_size: int,
+) -> Float[Array, "B T"]:
+    """Of each token, given those before it in its row; 0 for the first. Float32.
+
+    Logits are made for `at_a_time` positions of every row after the other: all at once they would
+    be the largest array of the whole computation.
+    """
+    batch, length, width = hidden.shape
+    turns = -(-length // at_a_time)
+    rest = turns * at_a_time - length
+    # Every turn takes each `turns`-th position: rows cut along T stay on their devices.
+    states = jnp.pad(hidden, ((0, 0), (0, rest), (0, 0))).reshape(batch, at_a_time, turns, width)
+    following = jnp.pad(tokens[:, 1:], ((0, 0), (0, rest + 1))).reshape(batch, at_a_time, turns)
+
+    def of_turn(part: tuple[Array, Array]) -> Array:
+        logits = model.logits(part[0])[..., :vocab_size].astype(jnp.float32)
+        picked = jnp.take_along_axis(logits, part[1][..., None], axis=-1)[..., 0]
+        return picked - jax.nn.logsumexp(logits, axis=-1)
+
+    found = jax.lax.map(of_turn, (jnp.moveaxis(states, 2, 0), jnp.moveaxis(following, 2, 0)))
+    in_order = jnp.moveaxis(found, 0, 2).reshape(batch, turns * at_a_time)[:, : length - 1]
+    return jnp.pad(in_order, ((0, 0), (1, 0)))
+
+
+def weights_for(made: Manifest) -> str:
+    """What has to stand on knowledge_transfer's command line for a store of this kind."""
+    if made.schema != SPAN_SCHEMA:
+        return ""
+    return "".join(f" --config.run.loss.{name}={value:g}" for name, value in _WEIGHTS.items())
