@@ -66,13 +66,13 @@ def _teacher() -> str:
 
 
 def _refuse_all_but(*allowed: flags.FlagHolder) -> None:
-    wanted = ", ".join(f"--{flag.name}" for flag in (OUT, *allowed))
+    names = [flag.name for flag in (OUT, *allowed)]
     for flag in _FLAGS:
-        if flag.present and flag not in allowed:
+        if flag.present and flag.name not in names:
             raise UserError(
                 field=f"--{flag.name}",
                 got=flag.value,
-                wanted=f"{wanted} at most",
+                wanted=f"{', '.join(f'--{name}' for name in names)} at most",
                 fix="leave it out",
             )
 
