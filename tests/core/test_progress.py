@@ -1,6 +1,7 @@
 """What a progress bar writes where nobody watches."""
 
 import io
+import re
 import sys
 
 from minillm.core import progress as module
@@ -21,11 +22,10 @@ def lines_of(monkeypatch, seconds, **options):
 def test_a_log_gets_a_line_for_each_state_with_rows_rate_and_time_left(monkeypatch):
     text = lines_of(monkeypatch, 0.0)
     assert "\r" not in text
-    lines = text.splitlines()
-    # tqdm ends with an empty one.
-    assert lines.pop() == ""
-    assert all(f"{done}/40" in line for done, line in zip(range(0, 50, 10), lines, strict=True))
-    assert all("targets" in line and "<" in line for line in lines)
+    # At the end tqdm may say the last state again, and adds an empty line.
+    assert list(dict.fromkeys(re.findall(r"(\d+)/40", text))) == ["0", "10", "20", "30", "40"]
+    lines = [line for line in text.splitlines() if line]
+    assert all(line.startswith("targets") and "<" in line for line in lines)
     assert all("7 tokens/s" in line for line in lines[1:])
 
 

@@ -249,6 +249,8 @@ def test_the_whole_benchmark_prints_its_table_and_writes_json(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["teacher", "--seconds=1", "--windows=3"], ["--windows: got ['3']", "--teacher at most"]),
+        (["attention", "--seconds=1", "--teacher=x"], ["--teacher: got x", "--seconds at most"]),
         (["teacher", "--lengths=7"], ["--lengths: got a choice", "128, 128, 512"]),
         ([], ["command line: got flags only", "attention"]),
         (["stores"], ["got stores", "one of attention"]),
