@@ -9,9 +9,11 @@ from jaxtyping import Array, Float, Int
 
 from minillm.core import configs
 from minillm.core.checkpoint import tree_fingerprint
+from minillm.core.errors import UserError
 from minillm.core.manifest import fingerprint_of
 from minillm.data.tokenizer import BPETokenizer
 from minillm.model.config import ModelConfig
+from minillm.model.t5_encoder import T5Config, T5Encoder
 from minillm.model.transformer import Transformer
 
 Params = dict[str, Any]
@@ -21,14 +23,15 @@ class Teacher:
     """A model to learn from, with the tokenizer that goes with it.
 
     Attributes:
-        model: the Transformer, its weights on the mesh they were loaded onto.
+        model: the Transformer, its weights on the mesh they were loaded onto; or an encoder,
+            which has hidden states only.
         config: of the model.
         tokenizer: None for a teacher that reads the ids of any tokenizer (`mock`).
     """
 
-    def __init__(self, model: Transformer, *, tokenizer: BPETokenizer | None) -> None:
+    def __init__(self, model: Transformer | T5Encoder, *, tokenizer: BPETokenizer | None) -> None:
         self.model = model
-        self.config: ModelConfig = model.config
+        self.config: ModelConfig | T5Config = model.config
         self.tokenizer = tokenizer
         self._graph, self._state = nnx.split(model)
 
@@ -38,13 +41,32 @@ class Teacher:
         weights = tree_fingerprint(nnx.to_pure_dict(self._state))
         return fingerprint_of({"model": configs.to_dict(self.config), "weights": weights})
 
+    def require_logits(self) -> None:
+        """Raise UserError where the model knows of no next token.
+
+        For who wants `logits`, before any work.
+        """
+        if isinstance(self.model, T5Encoder):
+            raise UserError(
+                field="teacher",
+                got="a T5 encoder, which sees the whole text and predicts no next token",
+                wanted="a decoder, for targets that are distributions of the next token",
+                fix="match its hidden states instead (Teacher.hidden_states), or take the text "
+                "encoder of FLUX.2, which is a decoder",
+            )
+
     def logits(
         self,
         tokens: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T V"]:
-        """Logits of the next token at every position, float32; attention stays in its segment."""
+        """Logits of the next token at every position, float32; attention stays in its segment.
+
+        Raises:
+            UserError: the model has none; see `require_logits`.
+        """
+        self.require_logits()
         return _logits(self._graph, self._state, tokens, segment_ids, positions)
 
     def hidden_states(
@@ -53,7 +75,7 @@ class Teacher:
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """What the output head reads: the stream after the last norm."""
+        """What an output head reads: the stream after the last norm."""
         return _hidden_states(self._graph, self._state, tokens, segment_ids, positions)
 
 

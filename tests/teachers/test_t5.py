@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from minillm.core.errors import UserError
-from minillm.model.t5_encoder import T5Config, T5Encoder, offset_buckets
+from minillm.model.t5_encoder import T5Encoder, offset_buckets
 from minillm.teachers.t5 import t5_config, t5_weights
 from minillm.teachers.weights import LAYER
 from tests.tolerances import TOLERANCES

@@ -1,0 +1,106 @@
+"""A pipeline's index leads to its text encoder, or an error says what is missing."""
+
+import json
+
+import pytest
+
+from minillm.core.errors import UserError
+from minillm.teachers.flux import find_text_encoder
+
+FLUX_1 = {
+    "_class_name": "FluxPipeline",
+    "_diffusers_version": "0.30.0.dev0",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+FLUX_2 = {
+    "_class_name": "Flux2Pipeline",
+    "_diffusers_version": "0.36.0.dev0",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "Mistral3ForConditionalGeneration"],
+    "tokenizer": ["transformers", "PixtralProcessor"],
+    "transformer": ["diffusers", "Flux2Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKLFlux2"],
+}
+KLEIN = {
+    **FLUX_2,
+    "_class_name": "Flux2KleinPipeline",
+    "is_distilled": True,
+    "text_encoder": ["transformers", "Qwen3ForCausalLM"],
+    "tokenizer": ["transformers", "Qwen2TokenizerFast"],
+}
+FOLDERS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+
+
+def pipeline(directory, index, folders=FOLDERS):
+    text = index if isinstance(index, str) else json.dumps(index, indent=2)
+    (directory / "model_index.json").write_text(text)
+    for name in folders:
+        (directory / name).mkdir()
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("index", "architecture", "suffix", "decoder"),
+    [
+        (FLUX_1, "T5EncoderModel", "_2", False),
+        (FLUX_2, "Mistral3ForConditionalGeneration", "", True),
+        (KLEIN, "Qwen3ForCausalLM", "", True),
+    ],
+)
+def test_the_index_says_which_model_reads_prompts(tmp_path, index, architecture, suffix, decoder):
+    found = find_text_encoder(pipeline(tmp_path, index))
+    assert (found.architecture, found.is_decoder) == (architecture, decoder)
+    assert (found.directory.name, found.tokenizer.name) == (
+        f"text_encoder{suffix}",
+        f"tokenizer{suffix}",
+    )
+
+
+def without(index, *names):
+    return {name: value for name, value in index.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (without(FLUX_2, "text_encoder"), "Flux2Pipeline with no text encoder; wanted .*Qwen3For"),
+        (
+            {**FLUX_2, "text_encoder": [None, None]},
+            r"text_encoder: \[null, null\]; wanted .*T5EncoderModel",
+        ),
+        (
+            {**FLUX_2, "text_encoder": ["transformers", "GemmaModel"]},
+            "text_encoder: GemmaModel; wanted",
+        ),
+        ({**FLUX_2, "text_encoder": ["my_code", "Qwen3ForCausalLM"]}, "text_encoder: .*my_code"),
+        ({**FLUX_2, "text_encoder": {"Qwen3ForCausalLM": 1}}, "text_encoder: .*: 1}; wanted"),
+        (without(FLUX_1, "text_encoder_2"), "text_encoder: CLIPTextModel; wanted"),
+        (without(FLUX_1, "tokenizer_2"), "text_encoder_2 without tokenizer_2"),
+        ({}, "a pipeline with no text encoder"),
+        ([1, 2], "list instead of names"),
+        ('{"text_encoder": ', "model_index.json: got .*wanted the index"),
+        ("\x00", "wanted the index of a diffusers pipeline"),
+        ("[" * 100_000, "wanted the index of a diffusers pipeline"),
+    ],
+)
+def test_an_index_without_a_known_text_encoder_is_refused(tmp_path, index, message):
+    with pytest.raises(UserError, match=message):
+        find_text_encoder(pipeline(tmp_path, index))
+
+
+def test_a_download_of_the_diffusion_transformer_alone_says_what_to_download(tmp_path):
+    folder = pipeline(tmp_path, FLUX_2, ("transformer", "vae"))
+    with pytest.raises(UserError, match="folders transformer, vae; wanted text_encoder and token"):
+        find_text_encoder(folder)
+
+
+def test_a_folder_that_the_index_names_must_be_there(tmp_path):
+    folder = pipeline(tmp_path, FLUX_1, ("text_encoder", "text_encoder_2", "tokenizer"))
+    with pytest.raises(UserError, match="wanted tokenizer_2 too.*download tokenizer_2/;"):
+        find_text_encoder(folder)
