@@ -55,10 +55,24 @@ class Attention(nnx.Module):
             names = (axes.LAYERS, axes.HEAD_DIM)
             self.query_scale = constant_weight(1.0, (layers, config.head_dim), names)
             self.key_scale = constant_weight(1.0, (layers, config.head_dim), names)
+        if config.joint_qk_norm:
+            of_queries = (layers, config.num_kv_heads, config.groups, config.head_dim)
+            of_keys = (layers, config.num_kv_heads, config.head_dim)
+            self.query_scale = constant_weight(1.0, of_queries, (axes.LAYERS, *fused_names))
+            names = (axes.LAYERS, axes.KV_HEADS, axes.HEAD_DIM)
+            self.key_scale = constant_weight(1.0, of_keys, names)
+        if config.output_bias:
+            self.output_bias = constant_weight(0.0, (layers, width), (axes.LAYERS, axes.EMBED))
         self._config = config
 
-    def project(self, x: Float[Array, "B T D"], rotation: Rotation) -> tuple[Queries, Keys, Values]:
-        """Queries, keys and values of every position, normed and turned as configured."""
+    def project(
+        self, x: Float[Array, "B T D"], rotation: Rotation | None
+    ) -> tuple[Queries, Keys, Values]:
+        """Queries, keys and values of every position, normed and turned as configured.
+
+        Args:
+            rotation: None in a layer without positions.
+        """
         config = self._config
         fused = jnp.einsum("btd,dkch->btkch", x, self.qkv[...].astype(x.dtype))
         if config.attention_bias:
@@ -70,14 +84,25 @@ class Attention(nnx.Module):
             of_queries = jnp.broadcast_to(self.query_scale[...], (config.groups, config.head_dim))
             scales = jnp.concatenate([of_queries, self.key_scale[...][None]])
             turned = rms_norm(turned, scales, config.norm_eps)
-        turned = apply_rope(turned, rotation)
+        if config.joint_qk_norm:
+            turned = self._norm_jointly(turned)
+        if rotation is not None:
+            turned = apply_rope(turned, rotation)
         queries = turned[..., :-1, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
         return queries, turned[..., -1, :], values
 
     def merge(self, mixed: Queries) -> Float[Array, "B T D"]:
         """What the heads found, mapped back to the model width."""
         mixed = constrain(mixed, (axes.BATCH, axes.LENGTH, axes.HEADS, axes.HEAD_DIM))
-        return jnp.einsum("btnh,nhd->btd", mixed, self.output[...].astype(mixed.dtype))
+        out = jnp.einsum("btnh,nhd->btd", mixed, self.output[...].astype(mixed.dtype))
+        return out + self.output_bias[...].astype(out.dtype) if self._config.output_bias else out
+
+    def _norm_jointly(self, fused: Float[Array, "B T K G1 H"]) -> Float[Array, "B T K G1 H"]:
+        """All query heads of a token as one vector, and all key heads as another."""
+        eps = self._config.norm_eps
+        queries = rms_norm(fused[..., :-1, :], self.query_scale[...], eps, axis=(-3, -2, -1))
+        keys = rms_norm(fused[..., -1, :], self.key_scale[...], eps, axis=(-2, -1))
+        return jnp.concatenate([queries, keys[..., None, :]], axis=-2)
 
 
 def attend_rows(
@@ -98,6 +123,7 @@ def attend_rows(
             v,
             window=window,
             segment_ids=segments[0] if segments else None,
+            scale=config.attention_scale,
             soft_cap=config.attention_soft_cap,
             implementation=config.attention_implementation,
         )
@@ -124,6 +150,7 @@ def attend_cache(
     name = config.attention_implementation
     attend = functools.partial(
         decode_attention,
+        scale=config.attention_scale,
         soft_cap=config.attention_soft_cap,
         implementation="xla" if name == "reference" else name,
     )

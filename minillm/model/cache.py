@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minillm.core.errors import UserError
 from minillm.model.config import ModelConfig
+from minillm.model.rope import LongStretch
 
 Stack = Float[Array, "R B W K H"]
 
@@ -40,11 +41,31 @@ def ring_sizes(config: ModelConfig, max_length: int) -> tuple[int, ...]:
     return tuple(room if window is None else min(window, max_length) for window in config.windows)
 
 
+def check_reach(config: ModelConfig, max_length: int) -> None:
+    """Raise UserError where a sequence would outgrow its short frequencies while it is decoded.
+
+    Its cached keys would have to be turned again by the long ones.
+    """
+    for slot in range(len(config.windows)):
+        rope = config.rope(slot)
+        if rope is None or not isinstance(rope.stretch, LongStretch):
+            continue
+        if max_length > rope.stretch.original_length:
+            raise UserError(
+                field="max_length",
+                got=max_length,
+                wanted=f"at most {rope.stretch.original_length}, up to where the model's short "
+                "rotary factors hold; a cache cannot change over to the long ones",
+                fix=f"set it to {rope.stretch.original_length}",
+            )
+
+
 def init_cache(config: ModelConfig, batch: int, max_length: int) -> Cache:
     """An empty cache for sequences of at most `max_length` tokens.
 
     A full-attention layer forgets what lies more than `max_length` back.
     """
+    check_reach(config, max_length)
     period = len(config.windows)
     shapes = [
         (

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from minillm.core import configs
 from minillm.core.errors import UserError
+from minillm.model.rope import Rope
 
 _SIZES = (
     "vocab_size",
@@ -16,6 +17,14 @@ _SIZES = (
     "head_dim",
     "intermediate_size",
     "max_length",
+)
+_POSITIVE = (
+    "rope_theta",
+    "norm_eps",
+    "embedding_scale",
+    "attention_scale",
+    "attention_soft_cap",
+    "logit_soft_cap",
 )
 
 
@@ -30,11 +39,20 @@ class ModelConfig:
             tokens, itself among them; None is full causal attention.
         max_length: the longest sequence the model is made for, prompt and answer together.
         rope_theta: base of the rotary frequencies.
+        ropes: for layers that turn in different ways or stretched: one for each entry of
+            `windows`, cycled with it, None for a layer without positions (SmolLM3). Where absent,
+            every layer turns by `rope_theta`.
         norm_eps: added to the mean square in every RMSNorm.
-        activation: of the gate: "silu" makes SwiGLU, "gelu" (tanh form) GeGLU.
+        norms: where a layer norms: "before" attention and before the MLP, "after" them (OLMo 2,
+            what they add to the stream), or "both" (Gemma 2).
+        activation: of the gate: "silu" makes SwiGLU, "gelu" (tanh form) and "gelu_exact" GeGLU.
         tie_embeddings: whether the output head is the embedding table.
+        embedding_scale: factor on the embeddings, in the compute dtype (Gemma).
         attention_bias: biases on queries, keys and values (Qwen2).
+        output_bias, mlp_bias: biases on the way out of attention, on all of the MLP (Llama).
         qk_norm: RMSNorm over the head size on queries and keys, before RoPE (Qwen3).
+        joint_qk_norm: the same over all heads of a token at once (OLMo 2).
+        attention_scale: factor on the scores; 1 / sqrt(H) where absent.
         attention_soft_cap, logit_soft_cap: `cap · tanh(x / cap)` on scores, on logits.
         compute_dtype: of activations and of weights where they are used; parameters themselves,
             norms, softmax and logits are float32.
@@ -55,11 +73,18 @@ class ModelConfig:
     windows: tuple[int | None, ...] = (None,)
     max_length: int = 2048
     rope_theta: float = 10_000.0
+    ropes: tuple[Rope | None, ...] | None = None
     norm_eps: float = 1e-5
-    activation: Literal["silu", "gelu"] = "silu"
+    norms: Literal["before", "after", "both"] = "before"
+    activation: Literal["silu", "gelu", "gelu_exact"] = "silu"
     tie_embeddings: bool = True
+    embedding_scale: float = 1.0
     attention_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
     qk_norm: bool = False
+    joint_qk_norm: bool = False
+    attention_scale: float | None = None
     attention_soft_cap: float | None = None
     logit_soft_cap: float | None = None
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -70,11 +95,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in _SIZES:
             _require(name, getattr(self, name) >= 1, getattr(self, name), "at least 1", "set 1")
-        for name in ("rope_theta", "norm_eps", "attention_soft_cap", "logit_soft_cap"):
+        for name in _POSITIVE:
             value = getattr(self, name)
             _require(name, value is None or value > 0, value, "above 0", "leave it out")
         for name, choices in (
-            ("activation", ("silu", "gelu")),
+            ("norms", ("before", "after", "both")),
+            ("activation", ("silu", "gelu", "gelu_exact")),
             ("compute_dtype", ("float32", "bfloat16")),
             ("remat", ("none", "dots", "full")),
         ):
@@ -103,6 +129,28 @@ class ModelConfig:
             f"1 to {self.num_layers} entries (num_layers), each None or at least 1",
             "try (None,) for full attention everywhere",
         )
+        _require(
+            "joint_qk_norm",
+            not (self.qk_norm and self.joint_qk_norm),
+            True,
+            "one of qk_norm and joint_qk_norm at most",
+            "leave one out",
+        )
+        ropes = () if self.ropes is None else self.ropes
+        _require(
+            "ropes",
+            self.ropes is None or len(ropes) == len(self.windows),
+            f"{len(ropes)} entries",
+            f"as many as windows has, {len(self.windows)}",
+            "give one for each window, or leave it out",
+        )
+        for rope in ropes:
+            if rope is not None:
+                rope.check(self.head_dim)
+
+    def rope(self, slot: int) -> Rope | None:
+        """What turns queries and keys in the layers at this place of the window pattern."""
+        return Rope(self.rope_theta) if self.ropes is None else self.ropes[slot]
 
     @property
     def groups(self) -> int:
@@ -114,9 +162,14 @@ class ModelConfig:
         heads = self.num_heads + 2 * self.num_kv_heads
         attention = self.hidden_size * self.head_dim * (heads + self.num_heads)
         attention += heads * self.head_dim if self.attention_bias else 0
+        attention += self.hidden_size if self.output_bias else 0
         attention += 2 * self.head_dim if self.qk_norm else 0
+        joint = self.num_heads + self.num_kv_heads
+        attention += joint * self.head_dim if self.joint_qk_norm else 0
         mlp = 3 * self.hidden_size * self.intermediate_size
-        layer = attention + mlp + 2 * self.hidden_size
+        mlp += 2 * self.intermediate_size + self.hidden_size if self.mlp_bias else 0
+        norms = 4 if self.norms == "both" else 2
+        layer = attention + mlp + norms * self.hidden_size
         tables = 1 if self.tie_embeddings else 2
         table = self.vocab_size * self.hidden_size
         return tables * table + self.num_layers * layer + self.hidden_size

@@ -4,6 +4,7 @@ Every module here holds the weights of all L layers, stacked along a leading axi
 on the slice of one layer: `Transformer` splits the stack inside its scan.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,11 @@ from minillm.model.config import ModelConfig
 
 # Standard deviation of a unit normal cut at ±2: dividing by it gives the deviation asked for.
 _TRUNCATED_STDDEV = 0.87962566103423978
-_ACTIVATIONS = {"silu": jax.nn.silu, "gelu": jax.nn.gelu}
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+}
 
 
 def random_weight(
@@ -40,11 +45,15 @@ def constant_weight(value: float, shape: Sequence[int], names: Sequence[str | No
 
 
 def rms_norm(
-    x: Float[Array, "*B D"], scale: Float[Array, "*#B D"], eps: float
+    x: Float[Array, "*B D"],
+    scale: Float[Array, "*#B D"],
+    eps: float,
+    *,
+    axis: int | tuple[int, ...] = -1,
 ) -> Float[Array, "*B D"]:
-    """`x / rms(x) · scale` over the last axis, computed in float32, returned in x's dtype."""
+    """`x / rms(x) · scale` over `axis`, computed in float32, returned in x's dtype."""
     wide = x.astype(jnp.float32)
-    mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+    mean_square = jnp.mean(wide * wide, axis=axis, keepdims=True)
     return (wide * jax.lax.rsqrt(mean_square + eps) * scale).astype(x.dtype)
 
 
@@ -67,26 +76,56 @@ class Rotation(NamedTuple):
     sin: Float[Array, "#B T half"]
 
 
-def rope_rotation(positions: Int[Array, "#B T"], head_dim: int, theta: float) -> Rotation:
-    """The rotation of each position: angle `position · theta^(-2i / H)` for pair i (float32).
+def rope_rotation(
+    positions: Int[Array, "#B T"],
+    size: int,
+    theta: float,
+    *,
+    divisors: Float[Array, "*#B half"] | None = None,
+    magnitude: float = 1.0,
+) -> Rotation:
+    """The rotation of each position: angle `position · theta^(-2i / size)` for pair i (float32).
 
-    Computed once a forward pass and shared by all layers.
+    Computed once a forward pass and shared by all layers that turn alike.
+
+    Args:
+        size: how many features of a head are turned.
+        divisors: of the angles, by pair.
+        magnitude: factor on what is turned.
     """
-    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angles = positions[..., None].astype(jnp.float32) * theta**-exponents
-    return Rotation(jnp.cos(angles), jnp.sin(angles))
+    exponents = jnp.arange(0, size, 2, dtype=jnp.float32) / size
+    frequencies = theta**-exponents
+    if divisors is not None:
+        frequencies = frequencies / divisors
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    if magnitude == 1.0:
+        return Rotation(jnp.cos(angles), jnp.sin(angles))
+    return Rotation(jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude)
 
 
 def apply_rope(x: Float[Array, "B T *N H"], rotation: Rotation) -> Float[Array, "B T *N H"]:
-    """Turn the pairs (i, i + H/2) of every head by the angle of its position.
+    """Turn the pairs (i, i + R/2) of every head's first R features by the angle of its position.
 
     The half-split pairing is that of the Hugging Face models (Su et al., 2021, pair neighbours).
     """
     heads = tuple(range(2, x.ndim - 1))
     cos, sin = (jnp.expand_dims(part, heads) for part in rotation)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    size = 2 * cos.shape[-1]
+    first, second = jnp.split(x[..., :size].astype(jnp.float32), 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    kept = [] if size == x.shape[-1] else [x[..., size:].astype(jnp.float32)]
+    return jnp.concatenate(turned + kept, axis=-1).astype(x.dtype)
+
+
+def segment_lengths(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """For every token, how many tokens the run of equal ids has that it stands in."""
+
+    def of_row(ids: Int[Array, " T"]) -> Int[Array, " T"]:
+        starts = jnp.concatenate([jnp.zeros(1, bool), ids[1:] != ids[:-1]])
+        run = jnp.cumsum(starts)
+        return jnp.zeros_like(ids).at[run].add(1)[run]
+
+    return jax.vmap(of_row)(segment_ids)
 
 
 def soft_cap(x: Float[Array, "*S"], cap: float | None) -> Float[Array, "*S"]:
@@ -116,10 +155,18 @@ class GatedMLP(nnx.Module):
             (axes.LAYERS, axes.MLP, axes.EMBED),
             (inner * 2 * layers) ** -0.5,
         )
+        self._bias = config.mlp_bias
+        if config.mlp_bias:
+            names = (axes.LAYERS, None, axes.MLP)
+            self.gate_up_bias = constant_weight(0.0, (layers, 2, inner), names)
+            self.down_bias = constant_weight(0.0, (layers, width), (axes.LAYERS, axes.EMBED))
         self._activation = config.activation
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         both = jnp.einsum("btd,dcf->btcf", x, self.gate_up[...].astype(x.dtype))
+        if self._bias:
+            both = both + self.gate_up_bias[...].astype(x.dtype)
         both = constrain(both, (axes.BATCH, axes.LENGTH, None, axes.MLP))
         inner = _ACTIVATIONS[self._activation](both[:, :, 0]) * both[:, :, 1]
-        return jnp.einsum("btf,fd->btd", inner, self.down[...].astype(x.dtype))
+        out = jnp.einsum("btf,fd->btd", inner, self.down[...].astype(x.dtype))
+        return out + self.down_bias[...].astype(x.dtype) if self._bias else out

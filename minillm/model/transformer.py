@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -31,8 +32,10 @@ from minillm.model.layers import (
     Rotation,
     random_weight,
     rope_rotation,
+    segment_lengths,
     soft_cap,
 )
+from minillm.model.rope import LongStretch, Rope
 from minillm.model.stack import run_layers
 
 Attend = Callable[[Queries, Keys, Values], tuple[Queries, Any]]
@@ -41,29 +44,40 @@ _STREAM = (axes.BATCH, axes.LENGTH, axes.ACTIVATION_EMBED)
 
 
 class Block(nnx.Module):
-    """One layer: attention and MLP, each normed before and added to the stream."""
+    """One layer: attention and MLP, each normed as configured and added to the stream."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        self.attention_norm = RMSNorm(config, stack=(config.num_layers,))
+        stack = (config.num_layers,)
+        self._before, self._after = config.norms != "after", config.norms != "before"
+        if self._before:
+            self.attention_norm = RMSNorm(config, stack=stack)
+            self.mlp_norm = RMSNorm(config, stack=stack)
+        if self._after:
+            self.attention_post_norm = RMSNorm(config, stack=stack)
+            self.mlp_post_norm = RMSNorm(config, stack=stack)
         self.attention = Attention(config, rngs=rngs)
-        self.mlp_norm = RMSNorm(config, stack=(config.num_layers,))
         self.mlp = GatedMLP(config, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], rotation: Rotation, attend: Attend
+        self, x: Float[Array, "B T D"], rotation: Rotation | None, attend: Attend
     ) -> tuple[Float[Array, "B T D"], Any]:
         """The layer on one slice of the stack.
 
         Args:
+            rotation: of its queries and keys; None in a layer without positions.
             attend: attention itself, which differs between training, prefill and decoding;
                 returns what the heads found and whatever the caller wants back.
         """
         with jax.named_scope("attention"):
-            queries, keys, values = self.attention.project(self.attention_norm(x), rotation)
-            mixed, made = attend(queries, keys, values)
-            x = constrain(x + self.attention.merge(mixed), _STREAM)
+            normed = self.attention_norm(x) if self._before else x
+            mixed, made = attend(*self.attention.project(normed, rotation))
+            found = self.attention.merge(mixed)
+            found = self.attention_post_norm(found) if self._after else found
+            x = constrain(x + found, _STREAM)
         with jax.named_scope("mlp"):
-            x = constrain(x + self.mlp(self.mlp_norm(x)), _STREAM)
+            found = self.mlp(self.mlp_norm(x) if self._before else x)
+            found = self.mlp_post_norm(found) if self._after else found
+            x = constrain(x + found, _STREAM)
         return x, made
 
 
@@ -105,18 +119,25 @@ class Transformer(nnx.Module):
             segment_ids: attention stays within equal ids; 0 is padding, whose output is
                 meaningless. One segment where absent.
         """
-        config = self.config
-
-        def step(x: Any, block: Block, slot: int, repeat: Any) -> tuple[Any, None]:
-            def attend(queries: Queries, keys: Keys, values: Values) -> tuple[Queries, None]:
-                return self._attend(queries, keys, values, slot, segment_ids), None
-
-            return block(x, rotation, attend)
-
-        positions = jnp.arange(tokens.shape[1])[None] if positions is None else positions
-        rotation = self._rotation(positions)
-        x, _ = run_layers(config, self.blocks, self._embed(tokens), step, remat=config.remat)
+        x, _ = self._read(tokens, positions, segment_ids, keep_states=False)
         return self.final_norm(x)
+
+    def layer_states(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "L1 B T D"]:
+        """The stream before the first layer and after each of the L, in the compute dtype.
+
+        The last of them has not gone through the last norm. Arguments as of `hidden`.
+        """
+        _, states = self._read(tokens, positions, segment_ids, keep_states=True)
+        # Layer l is entry l // P of slot l % P; the slots beyond the rest are one entry shorter.
+        period = len(self.config.windows)
+        layers = [states[at % period][at // period] for at in range(self.config.num_layers)]
+        return jnp.stack([self._embed(tokens), *layers])
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """The output head, float32."""
@@ -149,6 +170,7 @@ class Transformer(nnx.Module):
         """
         config = self.config
         caches.check_room(tokens.shape[1], max_length)
+        caches.check_reach(config, max_length)
         valid = jnp.ones(tokens.shape, bool) if valid is None else valid
         span = caches.prompt_span(valid)
         sizes = caches.ring_sizes(config, max_length)
@@ -159,9 +181,10 @@ class Transformer(nnx.Module):
                 rings = [caches.fill_ring(part, span, sizes[slot]) for part in (keys, values)]
                 return self._attend(queries, keys, values, slot, segment_ids), rings
 
-            return block(x, rotation, attend)
+            return block(x, rotations[slot], attend)
 
-        rotation = self._rotation(jnp.arange(tokens.shape[1]) - span.start[:, None])
+        positions = jnp.arange(tokens.shape[1]) - span.start[:, None]
+        rotations = self._rotations(positions, segment_ids)
         x, rings = run_layers(config, self.blocks, self._embed(tokens), step)
         last = (span.start + span.length - 1)[:, None, None]
         x = self.final_norm(jnp.take_along_axis(x, last, axis=1)[:, 0])
@@ -188,23 +211,64 @@ class Transformer(nnx.Module):
                 return mixed[:, None], None
 
             x, keys, values = carry[0], list(carry[1]), list(carry[2])
-            x, _ = block(x, rotation, attend)
+            x, _ = block(x, rotations[slot], attend)
             return (x, tuple(keys), tuple(values)), None
 
-        rotation = self._rotation(lengths[:, None])
+        rotations = self._rotations(lengths[:, None], jnp.ones_like(lengths[:, None]))
         carry = (self._embed(tokens[:, None]), cache.keys, cache.values)
         (x, keys, values), _ = run_layers(self.config, self.blocks, carry, step)
         logits = self.logits(self.final_norm(x[:, 0]))
         return logits, Cache(keys, values, lengths + 1)
 
+    def _read(
+        self, tokens: Array, positions: Array | None, segments: Array | None, *, keep_states: bool
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Whole rows through all layers: the stream, and each slot's `[R, B, T, D]` on the way."""
+
+        def step(x: Any, block: Block, slot: int, repeat: Any) -> tuple[Any, Any]:
+            def attend(queries: Queries, keys: Keys, values: Values) -> tuple[Queries, None]:
+                return self._attend(queries, keys, values, slot, segments), None
+
+            x, _ = block(x, rotations[slot], attend)
+            return x, x if keep_states else None
+
+        positions = jnp.arange(tokens.shape[1])[None] if positions is None else positions
+        rotations = self._rotations(positions, segments)
+        remat = self.config.remat
+        return run_layers(self.config, self.blocks, self._embed(tokens), step, remat=remat)
+
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         with jax.named_scope("embed"):
             # jnp.take answers NaN for an id outside the table, where indexing would clamp it.
-            x = jnp.take(self.embedding[...], tokens, axis=0)
-            return constrain(x.astype(self.config.compute_dtype), _STREAM)
+            x = jnp.take(self.embedding[...], tokens, axis=0).astype(self.config.compute_dtype)
+            if self.config.embedding_scale != 1.0:
+                # The factor is rounded to the compute dtype first, as Gemma was trained.
+                x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+            return constrain(x, _STREAM)
 
-    def _rotation(self, positions: Int[Array, "#B T"]) -> Rotation:
-        return rope_rotation(positions, self.config.head_dim, self.config.rope_theta)
+    def _rotations(
+        self, positions: Int[Array, "#B T"], segment_ids: Int[Array, "B T"] | None
+    ) -> tuple[Rotation | None, ...]:
+        """For each slot of the window pattern; slots that turn alike share one."""
+        ropes = [self.config.rope(slot) for slot in range(len(self.config.windows))]
+        made = {rope: self._rotation(rope, positions, segment_ids) for rope in ropes}
+        return tuple(made[rope] for rope in ropes)
+
+    def _rotation(
+        self,
+        rope: Rope | None,
+        positions: Int[Array, "#B T"],
+        segment_ids: Int[Array, "B T"] | None,
+    ) -> Rotation | None:
+        if rope is None:
+            return None
+        size, divisors = rope.size(self.config.head_dim), rope.divisors(self.config.head_dim)
+        if isinstance(rope.stretch, LongStretch):
+            segments = jnp.zeros_like(positions) if segment_ids is None else segment_ids
+            is_long = segment_lengths(segments) > rope.stretch.original_length
+            divisors = jnp.where(is_long[..., None], np.asarray(rope.stretch.long), divisors)
+        wide = None if divisors is None else jnp.asarray(divisors, jnp.float32)
+        return rope_rotation(positions, size, rope.theta, divisors=wide, magnitude=rope.magnitude)
 
     def _attend(
         self,
