@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from minillm.core import axes
 from minillm.core.sharding import fitting_sharding
 from minillm.model.config import ModelConfig
 from minillm.model.transformer import Transformer, param_axes
@@ -65,10 +66,24 @@ class ModelFunction(Generic[Model]):
             is_leaf=lambda value: isinstance(value, tuple),
         )
 
-    def abstract(self, mesh: Mesh) -> Params:
-        """Shapes, dtypes and shardings of the parameters, for a restore."""
+    def abstract(self, mesh: Mesh, dtype: str = "float32") -> Params:
+        """Shapes, dtypes and shardings of the parameters, for a restore.
+
+        Args:
+            dtype: of matrices that map from or into the stream; norms' scales and biases stay
+                float32, as they are used.
+        """
         return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            lambda names, leaf, sharding: jax.ShapeDtypeStruct(
+                leaf.shape, dtype if _is_matrix(names) else leaf.dtype, sharding=sharding
+            ),
+            self.axes,
             nnx.to_pure_dict(self._state),
             self.shardings(mesh),
+            is_leaf=lambda value: isinstance(value, tuple),
         )
+
+
+def _is_matrix(names: tuple[str | None, ...]) -> bool:
+    others = [name for name in names if name not in (axes.LAYERS, axes.EMBED)]
+    return axes.EMBED in names and bool(others)
