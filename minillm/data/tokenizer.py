@@ -1,5 +1,6 @@
 """Byte-pair encoding over SentencePiece: exact on any text, digits alone, LaTeX commands whole."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,9 +12,9 @@ from minillm.core.errors import UserError
 from minillm.core.manifest import fingerprint_of, write_atomically
 from minillm.data import tokenizer_training as training
 from minillm.data.merges import SPACE, SPACE_BYTES, MergeStep, merge_steps
+from minillm.data.sentencepiece_tokenizer import MODEL_NAME
+from minillm.data.tokenizer_protocol import require_ids, require_unicode
 from minillm.data.tokenizer_training import LATEX_COMMANDS
-
-MODEL_NAME = "tokenizer.model"
 
 
 class BPETokenizer:
@@ -33,6 +34,8 @@ class BPETokenizer:
     bos_id = 1
     eos_id = 2
     unk_id = 3
+    eos_ids = (eos_id,)
+    adds_bos = True
 
     def __init__(
         self,
@@ -55,7 +58,7 @@ class BPETokenizer:
         if not self._only_seen:
             # Before the texts are read: they may be long, and this needs none of them.
             self._check_size(self._commands)
-        words, seen = training.count_words(map(_checked, texts), self._commands)
+        words, seen = training.count_words(map(require_unicode, texts), self._commands)
         commands = [c for c in self._commands if c in seen or not self._only_seen]
         self._check_size(commands)
         if not words:
@@ -101,18 +104,26 @@ class BPETokenizer:
                 wanted=f"a tokenizer's model file, or a folder with {MODEL_NAME}",
                 fix="correct the path, or make one with launch/train_tokenizer.py",
             )
-        tokenizer = cls(0)
-        try:
-            tokenizer._use(source.read_bytes())
-        except RuntimeError as error:
+        tokenizer = cls.of_model(source.read_bytes())
+        if tokenizer is None:
             raise UserError(
                 field=f"tokenizer_path {source}",
-                got="a file that is no SentencePiece model",
-                wanted="a tokenizer's model file",
+                got="a file that is no SentencePiece model, or "
+                "pieces that do not keep every character",
+                wanted="pad, bos, eos, unk = 0, 1, 2, 3, byte fallback, white space kept exactly",
                 fix="give the file that launch/train_tokenizer.py wrote",
-            ) from error
-        tokenizer._check_keeps_text(source)
+            )
         return tokenizer
+
+    @classmethod
+    def of_model(cls, model: bytes) -> "BPETokenizer | None":
+        """The tokenizer of a model file's bytes; None where they are no such model."""
+        tokenizer = cls(0)
+        try:
+            tokenizer._use(model)
+        except RuntimeError:
+            return None
+        return tokenizer if tokenizer._keeps_text() else None
 
     @property
     def vocab_size(self) -> int:
@@ -140,7 +151,7 @@ class BPETokenizer:
         Raises:
             UserError: the text holds a lone surrogate, which is no Unicode character.
         """
-        sp, text = self._sp, _checked(text)
+        sp, text = self._sp, require_unicode(text)
         if SPACE not in text:
             return sp.encode(text)
         # No piece can tell this character from the space it stands for; its bytes can.
@@ -157,16 +168,28 @@ class BPETokenizer:
         Raises:
             UserError: an id outside the vocabulary.
         """
-        sp, plain = self._sp, [int(i) for i in ids]
-        outside = [i for i in plain if not 0 <= i < sp.vocab_size()]
-        if outside:
-            raise UserError(
-                field="ids",
-                got=outside[0],
-                wanted=f"ids from 0 to {sp.vocab_size() - 1}",
-                fix="decode with the tokenizer that the model was trained with",
-            )
-        return sp.decode(plain)
+        sp = self._sp
+        return sp.decode(require_ids(ids, sp.vocab_size()))
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """See `Tokenizer`; exact for every text."""
+        ids = self.encode(text)
+        sizes = (len(self.token_bytes(i) or b"") for i in ids)
+        return ids, list(itertools.accumulate(sizes))
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """See `Tokenizer`."""
+        sp = self._sp
+        if sp.is_control(token_id) or sp.is_unknown(token_id):
+            return None
+        piece = sp.id_to_piece(token_id)
+        if sp.is_byte(token_id):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(SPACE, " ").encode()
+
+    def token_name(self, token_id: int) -> str:
+        """See `Tokenizer`."""
+        return self._sp.id_to_piece(token_id)
 
     def pieces(self, text: str) -> list[str]:
         """What `encode` cuts a text into; a space shows as "▁", a byte as "<0x0A>"."""
@@ -179,7 +202,7 @@ class BPETokenizer:
         into the piece that was learned earliest of all that could be made then; joins of the same
         piece in a row are one step.
         """
-        return merge_steps(self._sp, _checked(text))
+        return merge_steps(self._sp, require_unicode(text))
 
     def __getstate__(self) -> dict[str, Any]:
         model = self._processor.serialized_model_proto() if self._processor else None
@@ -219,29 +242,8 @@ class BPETokenizer:
                 + ("" if self._only_seen else ", or keep only_seen_commands=True"),
             )
 
-    def _check_keeps_text(self, source: epath.Path) -> None:
+    def _keeps_text(self) -> bool:
         sp = self._sp
         ids = (sp.pad_id(), sp.bos_id(), sp.eos_id(), sp.unk_id())
         sample = "  x³ \r\n\t\x00 "
-        exact = ids == (0, 1, 2, 3) and self.decode(self.encode(sample)) == sample
-        if not exact:
-            raise UserError(
-                field=f"tokenizer_path {source}",
-                got=f"pad, bos, eos, unk = {ids}, or pieces that do not keep every character",
-                wanted="ids 0, 1, 2, 3, byte fallback, and white space kept exactly",
-                fix="train one with launch/train_tokenizer.py",
-            )
-
-
-def _checked(text: str) -> str:
-    """The text itself, if it can be written as UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            field="text",
-            got=f"a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}",
-            wanted="Unicode characters",
-            fix="read the file with its true encoding, or drop the character",
-        ) from None
-    return text
+        return ids == (0, 1, 2, 3) and self.decode(self.encode(sample)) == sample

@@ -1,0 +1,113 @@
+"""Whether two tokenizers mean the same by an id: compared by content, whatever their files."""
+
+import dataclasses
+import enum
+from collections.abc import Iterator
+
+from minillm.core.errors import UserError
+from minillm.data.tokenizer_protocol import Tokenizer
+
+_SHOWN = 4
+
+
+class Verdict(enum.Enum):
+    """How a teacher's vocabulary stands to a student's."""
+
+    SAME = "same"
+    PADDED = "padded"
+    DIFFERENT = "different"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Attributes:
+    verdict: SAME, or PADDED where the teacher has logits beyond the student's ids.
+    kept: how many of the teacher's logits, from the first on, are for ids of the student.
+    teacher_vocab_size: logits the teacher has.
+    differences: for DIFFERENT, a line for each of the first ids that do not mean the same.
+    """
+
+    verdict: Verdict
+    kept: int
+    teacher_vocab_size: int
+    differences: tuple[str, ...] = ()
+
+    def require_same(self, teacher: str) -> "Comparison":
+        """Itself; UserError, with a few of the differing ids, where they are different."""
+        if self.verdict is Verdict.DIFFERENT:
+            raise UserError(
+                field=f"teacher {teacher}",
+                got=f"another vocabulary than the rows': {'; '.join(self.differences)}",
+                wanted="the same token for every id",
+                fix="pack the text into rows with the teacher's tokenizer",
+            )
+        return self
+
+    def note(self, teacher: str) -> str | None:
+        """What the log says of logits that are cut; None where there are none."""
+        if self.verdict is not Verdict.PADDED:
+            return None
+        return (
+            f"{teacher} has logits for {self.teacher_vocab_size} ids, the rows' tokenizer "
+            f"{self.kept}: the {self.teacher_vocab_size - self.kept} beyond are cut off"
+        )
+
+
+def compare(student: Tokenizer, teacher: Tokenizer, teacher_vocab_size: int) -> Comparison:
+    """A teacher's vocabulary beside the one that rows were made with.
+
+    The same are two in which every id stands for the same bytes, or is special in both, and the
+    ids that rows hold of the latter (beginning and end) have the same name. Ids that only the
+    teacher has must be special: no text holds them, and their logits are cut with the padding.
+
+    Args:
+        teacher_vocab_size: rows of the teacher's output head.
+
+    Raises:
+        UserError: the teacher has fewer logits than its own tokenizer ids.
+    """
+    if teacher_vocab_size < teacher.vocab_size:
+        raise UserError(
+            field="teacher's vocabulary",
+            got=f"{teacher_vocab_size} logits for {teacher.vocab_size} ids of its tokenizer",
+            wanted=f"at least {teacher.vocab_size} logits",
+            fix="put weights and tokenizer of one model into the teacher's folder",
+        )
+    kept = student.vocab_size
+    if student.fingerprint != teacher.fingerprint:
+        found = list(_first(differences(student, teacher), _SHOWN + 1))
+        if found:
+            lines = [line for _, line in found[:_SHOWN]]
+            if len(found) > _SHOWN:
+                lines.append("and more")
+            return Comparison(Verdict.DIFFERENT, kept, teacher_vocab_size, tuple(lines))
+    verdict = Verdict.SAME if kept == teacher_vocab_size else Verdict.PADDED
+    return Comparison(verdict, kept, teacher_vocab_size)
+
+
+def differences(student: Tokenizer, teacher: Tokenizer) -> Iterator[tuple[int, str]]:
+    """Ids that do not mean the same, in order, each with a line that shows both tokens."""
+    shared = min(student.vocab_size, teacher.vocab_size)
+    in_rows = {student.eos_id, *([student.bos_id] if student.adds_bos else [])}
+    for i in range(max(student.vocab_size, teacher.vocab_size)):
+        ours = student.token_bytes(i) if i < student.vocab_size else None
+        theirs = teacher.token_bytes(i) if i < teacher.vocab_size else None
+        same = ours == theirs and (i < shared or i >= student.vocab_size)
+        if same and i in in_rows and student.token_name(i) != teacher.token_name(i):
+            same = False
+        if not same:
+            yield i, f"id {i} is {_shown(student, i)} for the rows, {_shown(teacher, i)} for it"
+
+
+def _shown(tokenizer: Tokenizer, token_id: int) -> str:
+    if token_id >= tokenizer.vocab_size:
+        return "no token"
+    text = tokenizer.token_bytes(token_id)
+    if text is None:
+        return f"special {tokenizer.token_name(token_id)!r}"
+    return repr(text.decode(errors="backslashreplace"))
+
+
+def _first(found: Iterator[tuple[int, str]], count: int) -> Iterator[tuple[int, str]]:
+    for _, entry in zip(range(count), found, strict=False):
+        yield entry
