@@ -7,7 +7,7 @@ divided by √H.
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -186,6 +186,32 @@ class T5Encoder(nnx.Module):
             segment_ids: attention stays within equal ids; 0 is padding, whose output is
                 meaningless. One segment where absent.
         """
+        x, _ = self._read(tokens, positions, segment_ids, keep_states=False)
+        return rms_norm(x, self.final_norm[...], self.config.norm_eps)
+
+    def layer_states(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "L1 B T D"]:
+        """The stream before the first layer and after each of the L, in the compute dtype.
+
+        The last of them has not gone through the last norm. Arguments as of `hidden`.
+        """
+        x, befores = self._read(tokens, positions, segment_ids, keep_states=True)
+        return jnp.concatenate([befores, x[None]])
+
+    def _read(
+        self,
+        tokens: Array,
+        positions: Array | None,
+        segment_ids: Array | None,
+        *,
+        keep_states: bool,
+    ) -> tuple[Array, Any]:
+        """The stream after the last layer, and where asked for that before each, `[L, B, T, D]`."""
         counting = jnp.arange(tokens.shape[1])[None]
         buckets = offset_buckets(self.config.num_buckets, self.config.max_distance)
         bias = OffsetBias(
@@ -194,16 +220,15 @@ class T5Encoder(nnx.Module):
         segments = jnp.ones_like(counting) if segment_ids is None else segment_ids
         graph, stacked = nnx.split(self.blocks)
 
-        def layer(x: Array, weights: nnx.State) -> tuple[Array, None]:
-            return nnx.merge(graph, weights)(x, bias, segments), None
+        def layer(x: Array, weights: nnx.State) -> tuple[Array, Any]:
+            return nnx.merge(graph, weights)(x, bias, segments), x if keep_states else None
 
         with jax.named_scope("embed"):
             # jnp.take answers NaN for an id outside the table, where indexing would clamp it.
             x = jnp.take(self.embedding[...], tokens, axis=0)
             x = constrain(x.astype(self.config.compute_dtype), _STREAM)
         unroll = 1 if self.config.scan_layers else self.config.num_layers
-        x, _ = jax.lax.scan(layer, x, stacked, unroll=unroll)
-        return rms_norm(x, self.final_norm[...], self.config.norm_eps)
+        return jax.lax.scan(layer, x, stacked, unroll=unroll)
 
 
 def attend_segments(

@@ -15,6 +15,7 @@ from typing import Any
 from etils import epath
 
 from minillm.core.errors import UserError
+from minillm.data.special_tokens import read_object
 
 PIPELINE_INDEX = "model_index.json"
 # As the index names them; `text_encoder_2` has its tokenizer in `tokenizer_2`.
@@ -75,6 +76,21 @@ def find_text_encoder(pipeline: epath.PathLike) -> TextEncoder:
     return TextEncoder(classes[chosen], pipeline / chosen, pipeline / tokenizer)
 
 
+def flux_teacher(pipeline: epath.Path, *, mesh: Mesh, dtype: Dtype | None = None) -> Teacher:
+    """The pipeline's text encoder as a teacher: of logits and hidden states, or of these alone.
+
+    Args:
+        dtype: of matrices and activations; None is float32.
+
+    Raises:
+        UserError: as `find_text_encoder`, or a file of the two folders is missing or broken.
+    """
+    found = find_text_encoder(pipeline)
+    if found.is_decoder:
+        return huggingface_teacher(found.directory, found.tokenizer, mesh=mesh, dtype=dtype)
+    return t5_teacher(found.directory, found.tokenizer, mesh=mesh, dtype=dtype)
+
+
 def _require_folders(pipeline: epath.Path, *names: str) -> None:
     missing = [name for name in names if not (pipeline / name).is_dir()]
     if missing:
@@ -99,19 +115,11 @@ def _class_name(entry: Any) -> str:
 
 def _read_index(path: epath.Path) -> dict[str, Any]:
     try:
-        index = json.loads(path.read_text())
-    # ValueError: no JSON, no UTF-8, or a number of more digits than Python reads.
-    except (ValueError, RecursionError, OSError) as error:
-        raise _no_index(path, str(error)) from error
-    if not isinstance(index, dict):
-        raise _no_index(path, f"{type(index).__name__} instead of names with values")
-    return index
-
-
-def _no_index(path: epath.Path, got: str) -> UserError:
-    return UserError(
-        field=str(path),
-        got=got,
-        wanted='the index of a diffusers pipeline: {"text_encoder": ["transformers", …], …}',
-        fix="download it again",
-    )
+        return read_object(path)
+    except OSError as error:
+        raise UserError(
+            field=str(path),
+            got=str(error),
+            wanted="the index of a diffusers pipeline",
+            fix="correct the path, or download the file again",
+        ) from error

@@ -1,74 +1,99 @@
-"""The T5 encoder as transformers writes it: its config.json and where its weights stand."""
+"""The T5 encoder as transformers writes it: its config.json, and where its weights stand."""
 
-from collections.abc import Collection, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Collection
+from typing import Literal
+
+from etils import epath
+from jax.sharding import Mesh
 
 from minillm.core.errors import UserError
-from minillm.model.t5_encoder import T5Config
+from minillm.data.load_tokenizer import load_tokenizer
+from minillm.data.tokenizer_protocol import Tokenizer
+from minillm.model.functional import ModelFunction
+from minillm.model.t5_encoder import T5Config, T5Encoder
+from minillm.teachers.config_reader import ConfigReader
+from minillm.teachers.huggingface_config import CONFIG, read_config
+from minillm.teachers.loading import load_weights
+from minillm.teachers.safetensors_files import TensorFiles
+from minillm.teachers.teacher import Teacher
 from minillm.teachers.weights import LAYER, Source, WeightMap
 
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "d_model": "hidden_size",
-    "num_layers": "num_layers",
-    "num_heads": "num_heads",
-    "d_kv": "head_dim",
-    "d_ff": "intermediate_size",
-}
-# What transformers takes where an old config.json has none.
-_OTHERS = {
-    "relative_attention_num_buckets": ("num_buckets", 32),
-    "relative_attention_max_distance": ("max_distance", 128),
-    "layer_norm_epsilon": ("norm_eps", 1e-6),
-    "feed_forward_proj": ("activation", "relu"),
-}
-# Both names of the one table; a file may hold either, or both.
-EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
+Dtype = Literal["float32", "bfloat16"]
+
+# Both names of the one table: a file holds either, or both. The first is the encoder's own.
+_EMBEDDINGS = ("encoder.embed_tokens.weight", "shared.weight")
+# Of a whole T5, the half that an encoder has no use for.
+_IGNORED = (r"decoder\..*", r"lm_head\.weight", *(name.replace(".", r"\.") for name in _EMBEDDINGS))
 
 
-def t5_config(settings: Mapping[str, Any], *, field: str) -> T5Config:
-    """The encoder that a config.json describes; `field` names the file.
+def describe_t5(
+    directory: epath.Path, tokenizer: epath.Path, *, dtype: Dtype | None = None
+) -> tuple[T5Config, Tokenizer]:
+    """The encoder and the tokenizer of these folders; no weights are read.
+
+    Args:
+        dtype: of activations, and of matrices where they are used; None is float32.
 
     Raises:
-        UserError: a size is missing, or a value is none that the encoder knows.
+        UserError: a file is missing or broken, or the two do not belong together.
     """
-    given: dict[str, Any] = {}
-    for theirs, ours in _SIZES.items():
-        if theirs not in settings:
-            raise UserError(
-                field=f"{field}: {theirs}",
-                got="nothing",
-                wanted="a whole number, as T5's configuration has it",
-                fix="take the config.json that belongs to the weights",
-            )
-        given[ours] = _number(settings[theirs], int, f"{field}: {theirs}")
-    for theirs, (ours, default) in _OTHERS.items():
-        value = settings.get(theirs, default)
-        if theirs != "feed_forward_proj":
-            value = _number(value, type(default), f"{field}: {theirs}")
-        given[ours] = value
-    activation = given["activation"]
-    if activation not in ("gated-gelu", "relu"):
+    field = f"{directory / CONFIG}: "
+    config = t5_config(ConfigReader(read_config(directory), field=field))
+    loaded = load_tokenizer(tokenizer)
+    if loaded.vocab_size > config.vocab_size:
         raise UserError(
-            field=f"{field}: feed_forward_proj",
-            got=repr(activation),
-            wanted='"gated-gelu" (T5 1.1) or "relu" (T5)',
-            fix="take the T5 encoder of a FLUX.1 pipeline, which is google/t5-v1_1-xxl's",
+            field=str(tokenizer),
+            got=f"a tokenizer of {loaded.vocab_size} ids",
+            wanted=f"{config.vocab_size} at most, as the encoder has",
+            fix="put weights and tokenizer of one pipeline into the folder",
         )
-    return T5Config(**given)
+    return dataclasses.replace(config, compute_dtype=dtype or config.compute_dtype), loaded
 
 
-def _number(value: Any, kind: type, field: str) -> Any:
-    # bool is an int to Python; a whole number will do for a real one.
-    fits = isinstance(value, (int, kind)) and not isinstance(value, bool)
-    if not fits:
-        raise UserError(
-            field=field,
-            got=f"{value!r} ({type(value).__name__})",
-            wanted="a number" if kind is float else "a whole number",
-            fix="take the config.json that belongs to the weights",
-        )
-    return value
+def t5_teacher(
+    directory: epath.Path, tokenizer: epath.Path, *, mesh: Mesh, dtype: Dtype | None = None
+) -> Teacher:
+    """A teacher of hidden states, each tensor read onto its own shards. See `describe_t5`."""
+    config, loaded = describe_t5(directory, tokenizer, dtype=dtype)
+    files = TensorFiles(directory)
+    function = ModelFunction(config, T5Encoder)
+    weights = t5_weights(config, files.names)
+    abstract = function.abstract(mesh, config.compute_dtype)
+    params = load_weights(files, weights, abstract, ignored=_IGNORED)
+    return Teacher(function.bind(params), tokenizer=loaded)
+
+
+def t5_config(values: ConfigReader) -> T5Config:
+    """What a config.json says of the encoder.
+
+    Raises:
+        UserError: a field is missing, ill-typed, or of a function that the encoder is not.
+    """
+    values.choice("model_type", {"t5": None}, "t5")
+    # Said of the whole T5, whose encoder is read here.
+    values.ignore("is_encoder_decoder")
+    if values.flag("is_decoder", False):
+        raise values.error("is_decoder", "false, since a decoder does not see what follows")
+    buckets = values.integer("relative_attention_num_buckets", 32, minimum=4)
+    config = T5Config(
+        vocab_size=values.integer("vocab_size"),
+        hidden_size=values.integer("d_model"),
+        num_layers=values.integer("num_layers"),
+        num_heads=values.integer("num_heads"),
+        head_dim=values.integer("d_kv"),
+        intermediate_size=values.integer("d_ff"),
+        num_buckets=buckets,
+        max_distance=values.integer(
+            "relative_attention_max_distance", 128, minimum=buckets // 4 + 1
+        ),
+        norm_eps=values.number("layer_norm_epsilon", 1e-6),
+        activation=values.choice(
+            "feed_forward_proj", {"gated-gelu": "gated-gelu", "relu": "relu"}, "relu"
+        ),
+    )
+    values.refuse_rest()
+    return config
 
 
 def t5_weights(config: T5Config, names: Collection[str]) -> WeightMap:
@@ -79,8 +104,9 @@ def t5_weights(config: T5Config, names: Collection[str]) -> WeightMap:
     attention = f"encoder.block.{LAYER}.layer.0"
     mlp = f"encoder.block.{LAYER}.layer.1"
     ups = ("wi_0", "wi_1") if config.projections == 2 else ("wi",)
+    embedding = next((name for name in _EMBEDDINGS if name in names), _EMBEDDINGS[0])
     return {
-        ("embedding",): (_whole(_embedding(names), (config.vocab_size, width), (0, 1)),),
+        ("embedding",): (_whole(embedding, (config.vocab_size, width), (0, 1)),),
         # The first layer has the table that all layers use.
         ("position_bias",): (
             _whole(
@@ -126,8 +152,3 @@ def t5_weights(config: T5Config, names: Collection[str]) -> WeightMap:
 
 def _whole(name: str, shape: tuple[int, ...], order: tuple[int, ...]) -> Source:
     return Source(name=name, shape=shape, view=shape, order=order)
-
-
-def _embedding(names: Collection[str]) -> str:
-    present = [name for name in EMBEDDINGS if name in names]
-    return present[0] if present else EMBEDDINGS[0]

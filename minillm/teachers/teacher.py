@@ -1,9 +1,11 @@
 """What a teacher is once it is loaded, whatever it was loaded from."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -11,7 +13,7 @@ from minillm.core import configs
 from minillm.core.checkpoint import tree_fingerprint
 from minillm.core.errors import UserError
 from minillm.core.manifest import fingerprint_of
-from minillm.data.tokenizer import BPETokenizer
+from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.model.config import ModelConfig
 from minillm.model.t5_encoder import T5Config, T5Encoder
 from minillm.model.transformer import Transformer
@@ -29,7 +31,7 @@ class Teacher:
         tokenizer: None for a teacher that reads the ids of any tokenizer (`mock`).
     """
 
-    def __init__(self, model: Transformer | T5Encoder, *, tokenizer: BPETokenizer | None) -> None:
+    def __init__(self, model: Transformer | T5Encoder, *, tokenizer: Tokenizer | None) -> None:
         self.model = model
         self.config: ModelConfig | T5Config = model.config
         self.tokenizer = tokenizer
@@ -41,20 +43,6 @@ class Teacher:
         weights = tree_fingerprint(nnx.to_pure_dict(self._state))
         return fingerprint_of({"model": configs.to_dict(self.config), "weights": weights})
 
-    def require_logits(self) -> None:
-        """Raise UserError where the model knows of no next token.
-
-        For who wants `logits`, before any work.
-        """
-        if isinstance(self.model, T5Encoder):
-            raise UserError(
-                field="teacher",
-                got="a T5 encoder, which sees the whole text and predicts no next token",
-                wanted="a decoder, for targets that are distributions of the next token",
-                fix="match its hidden states instead (Teacher.hidden_states), or take the text "
-                "encoder of FLUX.2, which is a decoder",
-            )
-
     def logits(
         self,
         tokens: Int[Array, "B T"],
@@ -64,9 +52,9 @@ class Teacher:
         """Logits of the next token at every position, float32; attention stays in its segment.
 
         Raises:
-            UserError: the model has none; see `require_logits`.
+            UserError: the model has none; see `require_decoder`.
         """
-        self.require_logits()
+        require_decoder(self.config)
         return _logits(self._graph, self._state, tokens, segment_ids, positions)
 
     def hidden_states(
@@ -74,9 +62,43 @@ class Teacher:
         tokens: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"] | None = None,
         positions: Int[Array, "B T"] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """What an output head reads: the stream after the last norm."""
-        return _hidden_states(self._graph, self._state, tokens, segment_ids, positions)
+        *,
+        layers: Sequence[int] | None = None,
+    ) -> Float[Array, "B T *S D"]:
+        """What an output head reads: the stream after the last norm.
+
+        Args:
+            layers: instead of it the stream after these layers, one beside the other along S,
+                without the last norm; 0 is the stream before the first layer.
+        """
+        if layers is None:
+            return _hidden_states(self._graph, self._state, tokens, segment_ids, positions)
+        wrong = [layer for layer in layers if not 0 <= layer <= self.config.num_layers]
+        if wrong or not layers:
+            raise UserError(
+                field="layers",
+                got=list(layers),
+                wanted=f"numbers from 0 to {self.config.num_layers}, the layers of the teacher",
+                fix="leave out those it does not have",
+            )
+        graph, state = self._graph, self._state
+        return _layer_states(graph, tuple(layers), state, tokens, segment_ids, positions)
+
+
+def require_decoder(config: ModelConfig | T5Config) -> ModelConfig:
+    """The configuration itself; UserError where the model knows of no next token.
+
+    For who wants logits, before any work.
+    """
+    if isinstance(config, ModelConfig):
+        return config
+    raise UserError(
+        field="teacher",
+        got="a T5 encoder, which sees the whole text and predicts no next token",
+        wanted="a decoder, for targets that are distributions of the next token",
+        fix="match its hidden states instead (Teacher.hidden_states), or take the text encoder of "
+        "FLUX.2, which is a decoder",
+    )
 
 
 # Weights come in as an argument: closed over, they would be compiled into the program as
@@ -93,3 +115,17 @@ def _hidden_states(
     graph: nnx.GraphDef, state: nnx.State, tokens: Array, segments: Any, positions: Any
 ) -> Array:
     return nnx.merge(graph, state).hidden(tokens, segment_ids=segments, positions=positions)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _layer_states(
+    graph: nnx.GraphDef,
+    layers: tuple[int, ...],
+    state: nnx.State,
+    tokens: Array,
+    segments: Any,
+    positions: Any,
+) -> Array:
+    model = nnx.merge(graph, state)
+    states = model.layer_states(tokens, segment_ids=segments, positions=positions)
+    return jnp.moveaxis(states[jnp.array(layers)], 0, 2)

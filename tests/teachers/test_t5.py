@@ -1,16 +1,21 @@
 """The T5 encoder against transformers: hidden states, padding, packed rows."""
 
-import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from safetensors.numpy import load_file, save_file
 
-from minillm.model.t5_encoder import T5Encoder, offset_buckets
-from minillm.teachers.t5 import t5_config, t5_weights
-from minillm.teachers.weights import LAYER
+from minillm.core.errors import UserError
+from minillm.core.sharding import MeshConfig, make_mesh
+from minillm.model.t5_encoder import offset_buckets
+from minillm.teachers import Teacher
+from minillm.teachers.t5 import t5_teacher
+from tests.teachers.pipelines import write_unigram
 from tests.tolerances import TOLERANCES
 
 torch = pytest.importorskip("torch")
@@ -49,33 +54,27 @@ def reference_encoder(shape, seed=0):
     return model
 
 
-def encoder(theirs, **changes):
-    """Ours with their weights, put together as the map says."""
-    settings = theirs.config.to_dict()
-    tensors = {name: value.detach().numpy() for name, value in theirs.state_dict().items()}
-    config = dataclasses.replace(t5_config(settings, field="config.json"), **changes)
-    assembled: dict = {}
-    for path, sources in t5_weights(config, tensors).items():
-        layers = range(config.num_layers) if path[0] == "blocks" else [None]
-        stack = [np.concatenate(*parts(sources, tensors, layer)) for layer in layers]
-        node = assembled
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = jnp.asarray(np.stack(stack) if path[0] == "blocks" else stack[0])
-    graph, state = nnx.split(nnx.eval_shape(lambda: T5Encoder(config, rngs=nnx.Rngs(0))))
-    shapes = jax.tree.map(jnp.shape, nnx.to_pure_dict(state))
-    assert jax.tree.map(jnp.shape, assembled) == shapes
-    nnx.replace_by_pure_dict(state, assembled)
-    return nnx.merge(graph, state)
+class Pair(NamedTuple):
+    """Theirs, the folder it was saved to, and what is loaded from there."""
+
+    theirs: Any
+    folder: Path
+    teacher: Teacher
 
 
-def parts(sources, tensors, layer):
-    arrays = []
-    for source in sources:
-        tensor = tensors[source.name.replace(LAYER, str(layer))]
-        assert tensor.shape == source.shape
-        arrays.append(tensor.reshape(source.view).transpose(source.order))
-    return arrays, sources[0].at[0] if sources[0].at else 0
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    made = {}
+    for shape in SHAPES:
+        theirs, folder = reference_encoder(shape), tmp_path_factory.mktemp("t5")
+        theirs.save_pretrained(folder)
+        write_unigram(folder)
+        made[shape] = Pair(theirs, folder, load(folder))
+    return made
+
+
+def load(folder, **settings):
+    return t5_teacher(folder, folder, mesh=make_mesh(MeshConfig()), **settings)
 
 
 def reference_states(theirs, tokens, mask=None):
@@ -84,66 +83,71 @@ def reference_states(theirs, tokens, mask=None):
         return theirs(torch.from_numpy(tokens), attention_mask=mask).last_hidden_state.numpy()
 
 
-@nnx.jit
-def states(model, tokens, segment_ids=None, positions=None):
-    return model.hidden(tokens, segment_ids=segment_ids, positions=positions)
-
-
 def draw(*shape):
     return np.random.default_rng(3).integers(0, VOCAB, shape)
 
 
+def assert_close(got, expected):
+    np.testing.assert_allclose(got, expected, atol=TOLERANCES["float32"].logits)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-def test_hidden_states_equal_those_of_transformers(shape):
-    theirs = reference_encoder(shape)
+def test_hidden_states_equal_those_of_transformers(pairs, shape):
+    theirs, _, teacher = pairs[shape]
     tokens = draw(2, 37)
     expected = reference_states(theirs, tokens)
     assert float(np.abs(expected).max()) > 1
-    got = states(encoder(theirs), tokens)
-    np.testing.assert_allclose(got, expected, atol=TOLERANCES["float32"].logits)
+    assert_close(teacher.hidden_states(tokens), expected)
 
 
-def test_blocks_of_queries_and_a_rest_give_the_states_of_a_long_row():
-    theirs = reference_encoder("gated")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_states_after_chosen_layers_equal_those_of_transformers(pairs, shape):
+    theirs, _, teacher = pairs[shape]
+    tokens, last = draw(2, 11), theirs.config.num_layers
+    layers = (last - 1, 0, 1)
+    with torch.no_grad():
+        states = theirs(torch.from_numpy(tokens), output_hidden_states=True).hidden_states
+    expected = np.stack([states[layer].numpy() for layer in layers], axis=2)
+    assert_close(teacher.hidden_states(tokens, layers=layers), expected)
+
+
+def test_blocks_of_queries_and_a_rest_give_the_states_of_a_long_row(pairs):
+    theirs, _, teacher = pairs["gated"]
     tokens = draw(1, 300)
-    got = states(encoder(theirs), tokens)
-    expected = reference_states(theirs, tokens)
-    np.testing.assert_allclose(got, expected, atol=TOLERANCES["float32"].logits)
+    assert_close(teacher.hidden_states(tokens), reference_states(theirs, tokens))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_as_segment_0_is_the_mask_of_transformers(side):
-    theirs = reference_encoder("gated")
+def test_padding_as_segment_0_is_the_mask_of_transformers(pairs, side):
+    theirs, _, teacher = pairs["gated"]
     tokens, mask = draw(2, 20), np.ones((2, 20), np.int64)
     mask[0, :7] = 0
     mask[1, :12] = 0
     mask = mask if side == "left" else mask[:, ::-1].copy()
     expected = reference_states(theirs, tokens, mask)
-    got = states(encoder(theirs), tokens, mask)
-    tolerance = TOLERANCES["float32"].logits
-    np.testing.assert_allclose(got[mask == 1], expected[mask == 1], atol=tolerance)
+    got = teacher.hidden_states(tokens, mask)
+    assert_close(got[mask == 1], expected[mask == 1])
     assert np.isfinite(got).all()
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_documents_of_a_packed_row_get_the_states_they_have_alone(restart):
-    theirs = reference_encoder("relu")
+def test_documents_of_a_packed_row_get_the_states_they_have_alone(pairs, restart):
+    theirs, _, teacher = pairs["relu"]
     tokens, lengths = draw(1, 30), (9, 4, 13)
     segments = np.concatenate([np.full(n, i + 1) for i, n in enumerate(lengths)] + [[0] * 4])
     starting = np.concatenate([np.arange(n) for n in (*lengths, 4)])
     positions = starting[None] if restart else None
-    got = states(encoder(theirs), tokens, segments[None], positions)
+    got = teacher.hidden_states(tokens, segments[None], positions)
     for index in range(3):
         own = segments == index + 1
-        expected = reference_states(theirs, tokens[:, own])
-        np.testing.assert_allclose(got[:, own], expected, atol=TOLERANCES["float32"].logits)
+        assert_close(got[:, own], reference_states(theirs, tokens[:, own]))
 
 
-def test_bfloat16_is_as_close_to_float32_as_in_transformers():
+def test_bfloat16_is_as_close_to_float32_as_in_transformers(pairs):
     theirs = reference_encoder("gated")
     tokens = draw(2, 25)
     exact = reference_states(theirs, tokens)
-    got = states(encoder(theirs, compute_dtype="bfloat16"), tokens)
+    got = load(pairs["gated"].folder, dtype="bfloat16").hidden_states(tokens)
     assert got.dtype == jnp.bfloat16
 
     def distance(rounded):
@@ -162,3 +166,63 @@ def test_buckets_are_those_of_transformers_at_every_offset(buckets, reach):
     expected = module._relative_position_bucket(offsets, True, buckets, reach).numpy()
     got = offset_buckets(buckets, reach)[np.clip(offsets.numpy(), -reach, reach) + reach]
     np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("names", [["encoder.embed_tokens"], ["shared", "encoder.embed_tokens"]])
+def test_the_embedding_is_found_under_either_name(pairs, tmp_path, names):
+    theirs, folder, _ = pairs["relu"]
+    shutil.copytree(folder, tmp_path / "t5")
+    tensors = load_file(folder / "model.safetensors")
+    table = tensors.pop("shared.weight")
+    tensors |= {f"{name}.weight": table.copy() for name in names}
+    save_file(tensors, tmp_path / "t5" / "model.safetensors")
+    tokens = draw(1, 9)
+    expected = reference_states(theirs, tokens)
+    assert_close(load(tmp_path / "t5").hidden_states(tokens), expected)
+
+
+def test_of_a_whole_t5_the_encoder_is_read(tmp_path):
+    settings = transformers.T5Config(vocab_size=VOCAB, num_decoder_layers=1, **SHAPES["relu"])
+    torch.manual_seed(1)
+    whole = transformers.T5ForConditionalGeneration(settings).float().eval()
+    whole.save_pretrained(tmp_path)
+    write_unigram(tmp_path)
+    tokens = draw(1, 12)
+    expected = reference_states(whole.get_encoder(), tokens)
+    assert_close(load(tmp_path).hidden_states(tokens), expected)
+
+
+def test_logits_are_refused_and_the_error_says_what_to_do_instead(pairs):
+    with pytest.raises(UserError, match="predicts no next token; .*hidden states instead"):
+        pairs["relu"].teacher.logits(draw(1, 5))
+
+
+@pytest.mark.parametrize("layers", [(3,), (-1,), ()])
+def test_layers_that_the_teacher_does_not_have_are_refused(pairs, layers):
+    with pytest.raises(UserError, match="layers: got .*numbers from 0 to 2"):
+        pairs["relu"].teacher.hidden_states(draw(1, 5), layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"feed_forward_proj": "gated-silu"}, "config.json: feed_forward_proj: got 'gated-silu'"),
+        ({"is_decoder": True}, "config.json: is_decoder: got True"),
+        ({"model_type": "mt5"}, "config.json: model_type: got 'mt5'"),
+        ({"num_heads": 0}, "config.json: num_heads: got 0"),
+        ({"d_kv": 6}, r"SelfAttention.*shape \[32, 20\]; wanted \[32, 24\]"),
+        ({"num_layers": 3}, "got no encoder.block.2"),
+        ({"num_layers": 1}, "encoder.block.1.*for which the model has no place"),
+        ({"feed_forward_proj": "gated-gelu"}, "no encoder.block.0.layer.1.DenseReluDense.wi_0"),
+        ({"relative_attention_num_buckets": 3}, "num_buckets: got 3; wanted an integer from 4"),
+        ({"relative_attention_max_distance": 8}, "max_distance: got 8; wanted an integer from 9"),
+        ({"vocab_size": 40}, "a tokenizer of 57 ids; wanted 40 at most"),
+        ({"quantization_config": {"bits": 4}}, "config.json: quantization_config"),
+    ],
+)
+def test_a_configuration_that_the_encoder_is_not_of_is_refused(pairs, tmp_path, change, message):
+    folder = shutil.copytree(pairs["relu"].folder, tmp_path / "t5")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, **change}))
+    with pytest.raises(UserError, match=message):
+        load(folder)
