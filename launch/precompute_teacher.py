@@ -13,7 +13,7 @@ from minillm.stages.precompute import PrecomputeConfig, precompute, rows_for
 
 TEACHER = flags.DEFINE_string("teacher", None, "A model folder, or mock.", required=True)
 DATA = flags.DEFINE_string("data", None, "Packed rows, or files to pack for it.", required=True)
-TOKENIZER = flags.DEFINE_string("tokenizer_path", None, "For files, and the teacher mock.")
+TOKENIZER = flags.DEFINE_string("tokenizer_path", None, "Of the rows; else the teacher's.")
 OUTPUT = flags.DEFINE_string("output_dir", "runs/store", "Where the store goes.")
 cli.define_config("precompute_teacher")
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
         tokenizer_path=TOKENIZER.value,
         packed=f"{OUTPUT.value.rstrip('/')}-rows",
     )
-    made = precompute(OUTPUT.value, config, teacher=TEACHER.value, rows=rows)
+    made = precompute(OUTPUT.value, config, teacher=TEACHER.value, rows=rows, tokenizer=tokenizer)
     print(f"store: {OUTPUT.value} ({made.counts['rows']} rows)")
     print(
         "distil: python launch/knowledge_transfer.py "

@@ -15,7 +15,7 @@ from minillm.stages.pretrain import PretrainConfig, pretrain, with_sizes
 
 DATA = flags.DEFINE_string("data_path", None, ".txt, .json or .jsonl files, comma separated.")
 OUTPUT = flags.DEFINE_string("output_dir", "runs/train", "Where model, rows and tokenizer go.")
-TOKENIZER = flags.DEFINE_string("tokenizer_path", None, "A tokenizer.model; else one is trained.")
+TOKENIZER = flags.DEFINE_string("tokenizer_path", None, "A tokenizer, or a model's folder.")
 MOCK = flags.DEFINE_bool("use_mock", False, "Train on text and problems that come with minillm.")
 VOCAB = flags.DEFINE_integer("vocab_size", None, "Pieces of a tokenizer trained here.")
 WIDTH = flags.DEFINE_integer("hidden_size", None, "Model width.")

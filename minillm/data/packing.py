@@ -8,7 +8,7 @@ from jaxtyping import Int32, UInt8
 
 from minillm.core.errors import UserError
 from minillm.data.corpus import Example
-from minillm.data.tokenizer import BPETokenizer
+from minillm.data.tokenizer_protocol import Tokenizer, beginning
 
 # How many rows wait for a document that fits. More leave less padding and take longer.
 OPEN_ROWS = 64
@@ -44,16 +44,18 @@ class PackedRow:
     loss_mask: UInt8[np.ndarray, " T"]
 
 
-def tokenize(example: Example, tokenizer: BPETokenizer) -> Document:
+def tokenize(example: Example, tokenizer: Tokenizer) -> Document:
     """[beginning] + prompt + completion + [end]; prompt and completion are encoded apart.
+
+    The beginning is left out where the model expects none.
 
     Apart, because a model that is asked sees the prompt's tokens alone, so that a piece reaching
     from the prompt into the completion would be one it never gets to see.
     """
-    prompt = [tokenizer.bos_id, *tokenizer.encode(example.prompt)]
+    prompt = [*beginning(tokenizer), *tokenizer.encode(example.prompt)]
     completion = [*tokenizer.encode(example.completion), tokenizer.eos_id]
     mask = np.ones(len(prompt) + len(completion), np.uint8)
-    mask[: len(prompt)] = 0
+    mask[: max(1, len(prompt))] = 0
     return Document(np.asarray(prompt + completion, np.int32), mask)
 
 

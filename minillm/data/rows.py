@@ -27,7 +27,7 @@ from minillm.core.manifest import (
 )
 from minillm.data.corpus import Example
 from minillm.data.packing import PackedRow, cut, pack, tokenize
-from minillm.data.tokenizer import BPETokenizer
+from minillm.data.tokenizer_protocol import Tokenizer
 
 SCHEMA = "rows/1"
 ROWS_PER_SHARD = 4096
@@ -83,7 +83,7 @@ def write_rows(
     directory: epath.PathLike,
     documents: Iterable[Example],
     *,
-    tokenizer: BPETokenizer,
+    tokenizer: Tokenizer,
     row_length: int,
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
@@ -220,7 +220,7 @@ class _Counts:
     targets: int = 0
 
     def documents_that_fit(
-        self, examples: Iterable[Example], tokenizer: BPETokenizer, row_length: int
+        self, examples: Iterable[Example], tokenizer: Tokenizer, row_length: int
     ) -> Iterator:
         for example in examples:
             document = tokenize(example, tokenizer)

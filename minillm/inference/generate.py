@@ -27,20 +27,21 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    eos_id: int,
+    eos_id: int | Sequence[int],
     pad_id: int,
     sampler: Sampler = GREEDY,
     key: Key[Array, ""] | None = None,
     batch_size: int = 64,
 ) -> list[list[int]]:
-    """Continue every prompt until `eos_id`, for `max_new_tokens` tokens (the EOS counted), or until
-    prompt and continuation fill the model's `max_length`.
+    """Continue every prompt until an `eos_id`, for `max_new_tokens` tokens (the EOS counted), or
+    until prompt and continuation fill the model's `max_length`.
 
     A prompt's continuation depends on the prompt, the key and its index in `prompts`, not on
     what else is in its batch.
 
     Args:
         prompts: token ids, at least one each (a BOS will do).
+        eos_id: the token that ends a continuation, or several that do.
         pad_id: any valid token id; fills the batches.
         key: needed unless the sampler is greedy.
         batch_size: prompts decoded at a time, shared by the devices the weights lie on.
@@ -55,6 +56,7 @@ def generate(
     """
     _check(model, prompts, max_new_tokens, sampler, key, batch_size)
     key = jax.random.key(0) if key is None else key
+    ends = np.atleast_1d(np.asarray(eos_id, np.int32))
     # No prompt can have more, and the cache has a place for each.
     max_new_tokens = min(max_new_tokens, model.config.max_length - 1)
     graph, weights = nnx.split(model)
@@ -76,7 +78,7 @@ def generate(
             tokens[row, : lengths[row]] = prompts[index]
             room[row] = model.config.max_length - lengths[row]
         which = np.array(indices + [0] * (rows - len(indices)), np.int32)
-        batch = _Batch(tokens, lengths, room, which, np.int32(eos_id), np.int32(pad_id))
+        batch = _Batch(tokens, lengths, room, which, ends, np.int32(pad_id))
         with jax.set_mesh(mesh):
             made = _generate_batch(graph, weights, batch, key, sampler, max_new_tokens)
         new, counts = jax.device_get(made)
@@ -93,7 +95,7 @@ class _Batch(NamedTuple):
     lengths: Int[Array, " B"] | np.ndarray
     room: Int[Array, " B"] | np.ndarray
     indices: Int[Array, " B"] | np.ndarray
-    eos_id: Int[Array, ""] | np.int32
+    eos_ids: Int[Array, " E"] | np.ndarray
     pad_id: Int[Array, ""] | np.int32
 
 
@@ -125,7 +127,7 @@ def _generate_batch(
     def advance(state: _Loop, logits: Float[Array, "B V"], cache: Cache) -> _Loop:
         keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, state.step)
         token = jnp.where(state.done, batch.pad_id, sampler(logits, keys))
-        done = state.done | (token == batch.eos_id)
+        done = state.done | jnp.isin(token, batch.eos_ids)
         return _Loop(
             step=state.step + 1,
             last=token,

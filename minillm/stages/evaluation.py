@@ -25,6 +25,7 @@ from minillm.core.sharding import MeshConfig, make_mesh, rounded_up, shard_batch
 from minillm.data import corpus
 from minillm.data.corpus import read_problem_records
 from minillm.data.rows import RowsReader
+from minillm.data.tokenizer_protocol import Tokenizer, beginning
 from minillm.grading import Grader
 from minillm.inference.generate import generate
 from minillm.losses import LossSum
@@ -230,16 +231,15 @@ def heldout_figures(function: Any, params: Any, source: Any, batch_size: int) ->
 
 def solve(
     model: Any,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     texts: Sequence[str],
     config: EvaluationConfig,
     *,
     description: str,
 ) -> list[str]:
     """The model's greedy solutions, in the order of the problem texts."""
-    prompts = [
-        [tokenizer.bos_id, *tokenizer.encode(corpus.problem_prompt(problem))] for problem in texts
-    ]
+    start = beginning(tokenizer)
+    prompts = [[*start, *tokenizer.encode(corpus.problem_prompt(problem))] for problem in texts]
     longest = model.config.max_length - 1
     asked = [index for index, prompt in enumerate(prompts) if len(prompt) <= longest]
     if prompts and not asked:
@@ -264,7 +264,7 @@ def solve(
                 model,
                 [prompts[index] for index in part],
                 max_new_tokens=config.max_new_tokens,
-                eos_id=tokenizer.eos_id,
+                eos_id=tokenizer.eos_ids,
                 pad_id=tokenizer.pad_id,
                 batch_size=config.batch_size,
             )

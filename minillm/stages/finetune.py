@@ -7,12 +7,11 @@ from etils import epath
 from minillm.core import hosts
 from minillm.core.manifest import Manifest
 from minillm.data.corpus import Example, read_problem_records
-from minillm.data.tokenizer import BPETokenizer
+from minillm.data.load_tokenizer import load_tokenizer
 from minillm.stages import preparation
 from minillm.stages.corpus import CorpusConfig, examples, make_corpus, read_split
 from minillm.stages.preparation import RowsConfig
 from minillm.stages.training import (
-    TOKENIZER,
     RunConfig,
     check_epochs,
     model_config_of,
@@ -54,17 +53,16 @@ def finetune(
     """
     root = epath.Path(output_dir)
     model = model_config_of(model_path)
-    tokenizer_path = epath.Path(model_path) / TOKENIZER
     rows = root / "rows"
     with hosts.first_host_first("data prepared"):
         asked = _examples(root, config, problems_path)
-        preparation.make_rows(rows, config.rows, asked, BPETokenizer.load(tokenizer_path))
+        preparation.make_rows(rows, config.rows, asked, load_tokenizer(model_path))
     return run_training(
         root / "model",
         model,
         with_epochs(config.run, config.epochs, rows),
         rows=rows,
-        tokenizer=tokenizer_path,
+        tokenizer=model_path,
         init_from=model_path,
         description="fine-tune",
     )

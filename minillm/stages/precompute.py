@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 
 from minillm.core import axes, hosts
@@ -13,11 +14,12 @@ from minillm.core.errors import UserError
 from minillm.core.manifest import MANIFEST_NAME, Manifest
 from minillm.core.sharding import MeshConfig, check_divides, make_mesh, shard_batch
 from minillm.data.corpus import read_examples
+from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.rows import RowsReader
-from minillm.data.tokenizer import BPETokenizer
-from minillm.stages.preparation import TOKENIZER, RowsConfig, make_rows
+from minillm.data.vocabulary import compare
+from minillm.stages.preparation import RowsConfig, make_rows
 from minillm.store import TeacherTargets, top_candidates, write_store
-from minillm.teachers import MOCK, check_folder, load_teacher
+from minillm.teachers import MOCK, Teacher, check_folder, load_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,16 +68,16 @@ def rows_for(
         raise UserError(
             field="tokenizer_path",
             got="nothing",
-            wanted="a tokenizer.model, since the teacher mock brings none",
+            wanted="a tokenizer, since the teacher mock brings none",
             fix="run launch/train_tokenizer.py and give its file",
         )
     if teacher != MOCK:
         check_folder(epath.Path(teacher))
-    tokenizer = tokenizer_path or epath.Path(teacher) / TOKENIZER
+    tokenizer = tokenizer_path or epath.Path(teacher)
     if (epath.Path(data) / MANIFEST_NAME).exists():
         return data, tokenizer
     examples = list(read_examples(data))
-    make_rows(packed, config.rows, examples, BPETokenizer.load(tokenizer))
+    make_rows(packed, config.rows, examples, load_tokenizer(tokenizer))
     return packed, tokenizer
 
 
@@ -85,6 +87,7 @@ def precompute(
     *,
     teacher: str,
     rows: epath.PathLike,
+    tokenizer: epath.PathLike | None = None,
     devices: Sequence[jax.Device] | None = None,
     description: str = "teacher targets",
 ) -> Manifest:
@@ -92,6 +95,8 @@ def precompute(
 
     Args:
         teacher: a model folder, or "mock" for a tiny random model.
+        tokenizer: with which the rows were made; needed where it is another file than the
+            teacher's, to compare what the two hold.
         devices: what the mesh is made of; None takes all.
 
     Raises:
@@ -99,14 +104,13 @@ def precompute(
     """
     hosts.require_one_host("precomputing a teacher's targets")
     reader = RowsReader(rows)
-    tokenizer = reader.manifest.inputs["tokenizer"]
     mesh = make_mesh(config.mesh, devices)
     check_divides("batch_size", config.batch_size, mesh, axes.BATCH)
     loaded = load_teacher(
         teacher, vocab_size=int(reader.manifest.counts["vocab_size"]), seed=config.seed, mesh=mesh
     )
-    own = loaded.tokenizer.fingerprint if loaded.tokenizer else tokenizer
-    candidates = min(config.candidates, loaded.config.vocab_size)
+    vocab_size = _shared_vocabulary(loaded, teacher, reader, tokenizer)
+    candidates = min(config.candidates, vocab_size)
 
     def score(batch: Mapping[str, np.ndarray]) -> TeacherTargets:
         with jax.set_mesh(mesh):
@@ -116,17 +120,44 @@ def precompute(
                 segment_ids=on_mesh["segment_ids"],
                 positions=on_mesh["positions"],
             )
-            return top_candidates(logits, candidates)
+            return top_candidates(logits[..., :vocab_size], candidates)
 
     return write_store(
         directory,
         reader,
         score,
         teacher_fingerprint=loaded.fingerprint,
-        tokenizer_fingerprint=own,
+        tokenizer_fingerprint=reader.manifest.inputs["tokenizer"],
         candidates=candidates,
         batch_size=config.batch_size,
         rows_per_shard=config.rows_per_shard,
-        vocab_size=loaded.config.vocab_size,
+        vocab_size=vocab_size,
         description=description,
     )
+
+
+def _shared_vocabulary(
+    loaded: Teacher, teacher: str, rows: RowsReader, tokenizer_path: epath.PathLike | None
+) -> int:
+    """How many of the teacher's logits are for the rows' ids: the first so many, the rest is cut.
+
+    Raises:
+        UserError: the teacher's tokenizer and the rows' do not mean the same by an id.
+    """
+    own, wanted = loaded.tokenizer, rows.manifest.inputs["tokenizer"]
+    if own is None:
+        return loaded.config.vocab_size
+    made_with = own
+    if own.fingerprint != wanted and tokenizer_path is not None:
+        made_with = load_tokenizer(tokenizer_path)
+    if made_with.fingerprint != wanted:
+        raise UserError(
+            field="tokenizer_path",
+            got=f"{tokenizer_path or teacher} (fingerprint {made_with.fingerprint[:12]})",
+            wanted=f"the tokenizer of {rows.directory} (fingerprint {wanted[:12]})",
+            fix="give the tokenizer of the rows, or pack the text with the teacher's",
+        )
+    found = compare(made_with, own, loaded.config.vocab_size).require_same(teacher)
+    if note := found.note(teacher):
+        logging.warning("%s", note)
+    return found.kept

@@ -15,6 +15,7 @@ from minillm.data import rows
 from minillm.data.corpus import Example
 from minillm.data.packing import tokenize
 from minillm.data.tokenizer import BPETokenizer
+from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.data.tokenizer_training import smallest_vocabulary
 
 TOKENIZER_SCHEMA = "tokenizer/1"
@@ -80,7 +81,7 @@ def make_rows(
     directory: epath.PathLike,
     config: RowsConfig,
     examples: Sequence[Example],
-    tokenizer: BPETokenizer,
+    tokenizer: Tokenizer,
 ) -> Manifest:
     """Tokenise and pack examples into rows; their text is what the rows are made from.
 
@@ -114,7 +115,7 @@ def make_rows(
     return made
 
 
-def _check_lengths(examples: Sequence[Example], tokenizer: BPETokenizer, row_length: int) -> None:
+def _check_lengths(examples: Sequence[Example], tokenizer: Tokenizer, row_length: int) -> None:
     """Raise UserError where more than half of the problems are longer than a row."""
     asked = [example for example in examples if example.prompt]
     lengths = np.sort([len(tokenize(example, tokenizer).tokens) for example in asked])

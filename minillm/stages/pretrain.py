@@ -11,7 +11,8 @@ from minillm.core import hosts
 from minillm.core.errors import UserError
 from minillm.core.manifest import Manifest
 from minillm.data.corpus import Example, builtin_text_path, problem_prompt, read_examples
-from minillm.data.tokenizer import BPETokenizer
+from minillm.data.load_tokenizer import load_tokenizer
+from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.model.config import ModelConfig
 from minillm.stages import preparation
 from minillm.stages.preparation import RowsConfig, TokenizerConfig
@@ -97,7 +98,7 @@ def pretrain(
 
     Args:
         data_path: .txt, .json or .jsonl files, separated by commas.
-        tokenizer_path: a tokenizer.model; without it one is trained on the data.
+        tokenizer_path: a folder or file of a tokenizer; without it one is trained on the data.
         use_mock: take `mock_examples` instead of files.
     """
     if data_path is None and use_mock:
@@ -116,14 +117,16 @@ def pretrain(
     with hosts.first_host_first("data prepared"):
         if tokenizer_path is None:
             texts = [example.text for example in examples]
-            bpe = preparation.make_tokenizer(root / "tokenizer", config.tokenizer, texts)
-            tokenizer_path = str(root / "tokenizer" / preparation.TOKENIZER)
+            tokenizer: Tokenizer = preparation.make_tokenizer(
+                root / "tokenizer", config.tokenizer, texts
+            )
+            tokenizer_path = str(root / "tokenizer")
         else:
-            bpe = BPETokenizer.load(tokenizer_path)
-        preparation.make_rows(rows, config.rows, examples, bpe)
+            tokenizer = load_tokenizer(tokenizer_path)
+        preparation.make_rows(rows, config.rows, examples, tokenizer)
     model = replace(
         config.model,
-        vocab_size=bpe.vocab_size,
+        vocab_size=tokenizer.vocab_size,
         max_length=max(config.model.max_length, config.rows.row_length),
     )
     run = with_epochs(config.run, config.epochs, rows)

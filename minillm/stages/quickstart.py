@@ -14,13 +14,14 @@ from minillm.core.configs import require_at_least
 from minillm.core.manifest import read_manifest, require_complete
 from minillm.core.sharding import check_divides, devices_for, make_mesh
 from minillm.data.corpus import Example, read_problem_records
-from minillm.data.tokenizer import BPETokenizer
+from minillm.data.load_tokenizer import load_tokenizer
+from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.model.config import ModelConfig
 from minillm.stages import corpus, evaluation, preparation, report
 from minillm.stages.corpus import CorpusConfig
 from minillm.stages.evaluation import EvaluationConfig
 from minillm.stages.precompute import PrecomputeConfig, precompute
-from minillm.stages.preparation import TOKENIZER, RowsConfig, TokenizerConfig
+from minillm.stages.preparation import RowsConfig, TokenizerConfig
 from minillm.stages.training import SCHEMA as MODEL_SCHEMA
 from minillm.stages.training import (
     RunConfig,
@@ -190,7 +191,7 @@ class _Work:
     def _run(
         self, name: str, model: ModelConfig, run: RunConfig, *, rows: str = "train", **options: Any
     ) -> None:
-        size = BPETokenizer.load(self._tokenizer_path()).vocab_size
+        size = load_tokenizer(self._tokenizer_path()).vocab_size
         run_training(
             self._model(name),
             replace(model, vocab_size=size),
@@ -214,15 +215,14 @@ class _Work:
         run = self.config.teacher_run
         return run if self.config.teacher is None else replace(run, loop=LoopConfig(steps=0))
 
-    def _tokenizer(self, texts: list[str]) -> BPETokenizer:
+    def _tokenizer(self, texts: list[str]) -> Tokenizer:
         """The teacher's own tokenizer where a teacher is given, otherwise one trained here."""
         if not self._given_teacher:
             return preparation.make_tokenizer(self.root / "tokenizer", self.config.tokenizer, texts)
-        return BPETokenizer.load(self._tokenizer_path())
+        return load_tokenizer(self._tokenizer_path())
 
     def _tokenizer_path(self) -> epath.Path:
-        given = self._given_teacher
-        return (self._model("teacher") if given else self.root / "tokenizer") / TOKENIZER
+        return self._model("teacher") if self._given_teacher else self.root / "tokenizer"
 
     def _finetune_examples(self, train: list[dict[str, Any]]) -> list[Example]:
         if self.config.problems_path is None:

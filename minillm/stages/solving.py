@@ -10,6 +10,7 @@ from minillm.core import hosts
 from minillm.core.configs import require_at_least
 from minillm.core.errors import UserError
 from minillm.data import corpus
+from minillm.data.tokenizer_protocol import beginning
 from minillm.grading import Grader, extract_boxed
 from minillm.inference.generate import generate
 from minillm.inference.sampling import Sampler
@@ -73,12 +74,15 @@ def solve_problem(
         raise UserError(field="problem", got="no text", wanted="a problem", fix='try "Solve x+3=5"')
     hosts.require_one_host("solving problems")
     function, params, tokenizer = load_model(model)
-    prompt = [tokenizer.bos_id, *tokenizer.encode(corpus.problem_prompt(problem.strip()))]
+    prompt = [
+        *beginning(tokenizer),
+        *tokenizer.encode(corpus.problem_prompt(problem.strip())),
+    ]
     outputs = generate(
         function.bind(params),
         [prompt] * config.samples,
         max_new_tokens=config.max_new_tokens,
-        eos_id=tokenizer.eos_id,
+        eos_id=tokenizer.eos_ids,
         pad_id=tokenizer.pad_id,
         sampler=Sampler(config.temperature, config.top_k, config.top_p),
         key=jax.random.key(config.seed),

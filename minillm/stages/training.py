@@ -17,8 +17,9 @@ from minillm.core.manifest import Manifest
 from minillm.core.metrics import MetricWriter
 from minillm.core.sharding import MeshConfig, check_divides, make_mesh
 from minillm.data import loader
+from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.rows import RowsReader
-from minillm.data.tokenizer import BPETokenizer
+from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.model.config import ModelConfig
 from minillm.model.functional import ModelFunction, Params
 from minillm.store import JoinedRows, StoreReader
@@ -32,7 +33,6 @@ from minillm.train.step import (
 )
 
 SCHEMA = "model/1"
-TOKENIZER = "tokenizer.model"
 EPOCHS = 3.0
 
 
@@ -60,7 +60,7 @@ class RunConfig:
 @dataclasses.dataclass(frozen=True)
 class _Inputs:
     source: Any
-    tokenizer: BPETokenizer
+    tokenizer: Tokenizer
     fingerprints: dict[str, str]
     row_length: int
 
@@ -82,7 +82,8 @@ def run_training(
     Args:
         model: the architecture; with `init_from`, that of the model there.
         rows: folder of packed rows.
-        tokenizer: the model file the rows were made with; copied beside the weights.
+        tokenizer: folder or file of the tokenizer the rows were made with; copied beside the
+            weights.
         stores: folders of teacher targets for those rows.
         init_from: a model folder whose newest parameters are the starting point.
         devices: what the mesh is made of; None takes all.
@@ -139,14 +140,14 @@ def run_training(
     return _close_folder(directory, opened, model, config, result)
 
 
-def load_model(directory: epath.PathLike) -> tuple[ModelFunction, Params, BPETokenizer]:
+def load_model(directory: epath.PathLike) -> tuple[ModelFunction, Params, Tokenizer]:
     """A trained model for inference: its function, newest parameters, and tokenizer."""
     directory = epath.Path(directory)
     config = ModelConfig.from_dict(checkpoint.read_model_description(directory))
     function = ModelFunction(config)
     mesh = make_mesh(MeshConfig())
     params = checkpoint.load_params(directory, function.abstract(mesh))
-    return function, params, BPETokenizer.load(directory / TOKENIZER)
+    return function, params, load_tokenizer(directory)
 
 
 def model_config_of(directory: epath.PathLike) -> ModelConfig:
@@ -212,23 +213,23 @@ def _open_inputs(
     init_from: epath.PathLike | None,
 ) -> _Inputs:
     reader = RowsReader(rows)
-    bpe = BPETokenizer.load(tokenizer)
+    loaded = load_tokenizer(tokenizer)
     made_with = reader.manifest.inputs["tokenizer"]
-    if made_with != bpe.fingerprint:
+    if made_with != loaded.fingerprint:
         raise UserError(
             field="tokenizer_path",
-            got=f"{tokenizer} (fingerprint {bpe.fingerprint[:12]})",
+            got=f"{tokenizer} (fingerprint {loaded.fingerprint[:12]})",
             wanted=f"the tokenizer of {rows} (fingerprint {made_with[:12]})",
-            fix="give the tokenizer.model that the rows were packed with",
+            fix="give the tokenizer that the rows were packed with",
         )
-    fingerprints = {"rows": reader.fingerprint, "tokenizer": bpe.fingerprint}
+    fingerprints = {"rows": reader.fingerprint, "tokenizer": loaded.fingerprint}
     opened = [StoreReader(store) for store in stores]
     for index, store in enumerate(opened):
         fingerprints[f"store_{index}"] = store.fingerprint
     if init_from is not None:
         fingerprints["init"] = manifest.require_complete(init_from, SCHEMA).fingerprint
     source = JoinedRows(reader, opened) if opened else reader
-    return _Inputs(source, bpe, fingerprints, reader.row_length)
+    return _Inputs(source, loaded, fingerprints, reader.row_length)
 
 
 def _check_fit(
@@ -275,7 +276,7 @@ def _open_folder(
         )
         if not opened.complete:
             checkpoint.write_model_description(directory, to_dict(model))
-            given.tokenizer.save(directory / TOKENIZER)
+            given.tokenizer.save(directory)
     hosts.wait_for_all("model folder opened")
     return manifest.open_stage(directory, schema=SCHEMA, config=settings, inputs=given.fingerprints)
 

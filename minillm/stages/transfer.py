@@ -7,7 +7,7 @@ from dataclasses import replace
 from etils import epath
 
 from minillm.core.manifest import Manifest
-from minillm.data.tokenizer import BPETokenizer
+from minillm.data.load_tokenizer import load_tokenizer
 from minillm.model.config import ModelConfig
 from minillm.stages.training import RunConfig, check_epochs, run_training, with_epochs
 from minillm.train.step import LossConfig
@@ -47,7 +47,7 @@ def transfer(
     tokenizer_path: epath.PathLike,
 ) -> Manifest:
     """Distil from one store, or from several with equal weight; writes a model folder."""
-    size = BPETokenizer.load(tokenizer_path).vocab_size
+    size = load_tokenizer(tokenizer_path).vocab_size
     return run_training(
         output_dir,
         replace(config.model, vocab_size=size),

@@ -5,7 +5,7 @@ from jax.sharding import Mesh
 
 from minillm.core.checkpoint import MODEL_DESCRIPTION, load_params, read_model_description
 from minillm.core.errors import UserError
-from minillm.data.tokenizer import BPETokenizer
+from minillm.data.load_tokenizer import load_tokenizer
 from minillm.model.config import ModelConfig
 from minillm.model.functional import ModelFunction
 from minillm.teachers.teacher import Teacher
@@ -19,13 +19,13 @@ def checkpoint_teacher(directory: epath.Path, *, mesh: Mesh) -> Teacher:
     """
     description = directory / MODEL_DESCRIPTION
     config = ModelConfig.from_dict(read_model_description(directory), field=str(description))
-    tokenizer = BPETokenizer.load(directory)
+    tokenizer = load_tokenizer(directory)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
-            field=f"{directory}: tokenizer.model",
-            got=f"{tokenizer.vocab_size} pieces",
+            field=f"{directory}: its tokenizer",
+            got=f"{tokenizer.vocab_size} tokens",
             wanted=f"{config.vocab_size}, the vocabulary of the model beside it",
-            fix="put the tokenizer.model there with which the model was trained",
+            fix="put the tokenizer there with which the model was trained",
         )
     function = ModelFunction(config)
     params = load_params(directory, function.abstract(mesh))

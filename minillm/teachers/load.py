@@ -28,7 +28,8 @@ def load_teacher(
     Args:
         path: a folder that a minillm training wrote, or "mock" for a tiny random model.
         vocab_size: of the tokenizer it will read; "mock" is made with it, any other teacher must
-            have it. None takes the teacher's own.
+            have as many at least (`data.vocabulary` compares what they mean). None takes the
+            teacher's own.
         seed: of the weights of "mock".
         mesh: where the weights go; None spreads batches over all devices.
 
@@ -48,12 +49,12 @@ def load_teacher(
     directory = epath.Path(path)
     check_folder(directory)
     teacher = checkpoint_teacher(directory, mesh=mesh)
-    if vocab_size not in (None, teacher.config.vocab_size):
+    if vocab_size is not None and vocab_size > teacher.config.vocab_size:
         raise UserError(
             field=f"teacher {directory}",
             got=f"a vocabulary of {teacher.config.vocab_size} tokens",
-            wanted=f"{vocab_size}, as the rows have",
-            fix="pack the text into rows with the teacher's tokenizer.model",
+            wanted=f"at least {vocab_size}, as the rows have",
+            fix="pack the text into rows with the teacher's tokenizer",
         )
     return teacher
 

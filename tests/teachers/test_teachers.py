@@ -133,10 +133,11 @@ def test_weights_go_where_the_mesh_says(folder):
         assert leaf.sharding.mesh == mesh
 
 
-def test_a_vocabulary_other_than_the_rows_is_refused(folder, tokenizer):
-    assert load_teacher(folder, vocab_size=tokenizer.vocab_size)
-    with pytest.raises(UserError, match=rf"{tokenizer.vocab_size} tokens; wanted 50"):
-        load_teacher(folder, vocab_size=50)
+def test_a_vocabulary_smaller_than_the_rows_is_refused(folder, tokenizer):
+    size = tokenizer.vocab_size
+    assert load_teacher(folder, vocab_size=size)
+    with pytest.raises(UserError, match=rf"{size} tokens; wanted at least {size + 1}"):
+        load_teacher(folder, vocab_size=size + 1)
 
 
 def described_as(folder, target, change):
