@@ -9,13 +9,22 @@ id 0, get the states that the pipeline gets.)
 """
 
 import dataclasses
+import fnmatch
 import json
 from typing import Any
 
 from etils import epath
+from jax.sharding import Mesh
 
 from minillm.core.errors import UserError
+from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.special_tokens import read_object
+from minillm.model.functional import ModelFunction
+from minillm.teachers.huggingface_config import describe
+from minillm.teachers.loading import load_weights
+from minillm.teachers.safetensors_files import TensorFiles
+from minillm.teachers.t5 import Dtype, t5_teacher
+from minillm.teachers.teacher import Teacher
 
 PIPELINE_INDEX = "model_index.json"
 # As the index names them; `text_encoder_2` has its tokenizer in `tokenizer_2`.
@@ -89,6 +98,19 @@ def flux_teacher(pipeline: epath.Path, *, mesh: Mesh, dtype: Dtype | None = None
     if found.is_decoder:
         return huggingface_teacher(found.directory, found.tokenizer, mesh=mesh, dtype=dtype)
     return t5_teacher(found.directory, found.tokenizer, mesh=mesh, dtype=dtype)
+
+
+def huggingface_teacher(
+    directory: epath.Path, tokenizer: epath.Path, *, mesh: Mesh, dtype: Dtype | None
+) -> Teacher:
+    files = TensorFiles(directory)
+    found = describe(directory, files.names)
+    config = dataclasses.replace(found.config, compute_dtype=dtype or "float32")
+    function = ModelFunction(config)
+    ignored = [fnmatch.translate(pattern) for pattern in found.ignored]
+    abstract = function.abstract(mesh, config.compute_dtype)
+    params = load_weights(files, found.weights, abstract, ignored=ignored)
+    return Teacher(function.bind(params), tokenizer=load_tokenizer(tokenizer))
 
 
 def _require_folders(pipeline: epath.Path, *names: str) -> None:
