@@ -71,7 +71,11 @@ class JsonTokenizer:
 
     @property
     def adds_bos(self) -> bool:
-        """`add_bos_token` of the configuration, or else what the file's post-processor does."""
+        """`add_bos_token` of the configuration, or else what the file's post-processor does.
+
+        The flag comes first, since the models with one were trained by a transformers that
+        followed it; since version 5 it writes none.
+        """
         return self._roles.adds_bos
 
     @property

@@ -56,9 +56,10 @@ class Comparison:
 def compare(student: Tokenizer, teacher: Tokenizer, teacher_vocab_size: int) -> Comparison:
     """A teacher's vocabulary beside the one that rows were made with.
 
-    The same are two in which every id stands for the same bytes, or is special in both, and the
-    ids that rows hold of the latter (beginning and end) have the same name. Ids that only the
-    teacher has must be special: no text holds them, and their logits are cut with the padding.
+    The same are two in which every id stands for the same bytes, or is special in both, or is
+    special in one and its name as text in the other; of special ids, those that stand in rows
+    (beginning and end) must have the same name. Ids that only the teacher has must be special:
+    no text holds them, and their logits are cut with the padding.
 
     Args:
         teacher_vocab_size: rows of the teacher's output head.
@@ -87,16 +88,24 @@ def compare(student: Tokenizer, teacher: Tokenizer, teacher_vocab_size: int) -> 
 
 def differences(student: Tokenizer, teacher: Tokenizer) -> Iterator[tuple[int, str]]:
     """Ids that do not mean the same, in order, each with a line that shows both tokens."""
-    shared = min(student.vocab_size, teacher.vocab_size)
     in_rows = {student.eos_id, *([student.bos_id] if student.adds_bos else [])}
     for i in range(max(student.vocab_size, teacher.vocab_size)):
-        ours = student.token_bytes(i) if i < student.vocab_size else None
-        theirs = teacher.token_bytes(i) if i < teacher.vocab_size else None
-        same = ours == theirs and (i < shared or i >= student.vocab_size)
-        if same and i in in_rows and student.token_name(i) != teacher.token_name(i):
-            same = False
-        if not same:
+        if not _same(student, teacher, i, named=i in in_rows):
             yield i, f"id {i} is {_shown(student, i)} for the rows, {_shown(teacher, i)} for it"
+
+
+def _same(student: Tokenizer, teacher: Tokenizer, token_id: int, *, named: bool) -> bool:
+    if token_id >= teacher.vocab_size:
+        return False
+    theirs, their_name = teacher.token_bytes(token_id), teacher.token_name(token_id)
+    if token_id >= student.vocab_size:
+        return theirs is None
+    ours, our_name = student.token_bytes(token_id), student.token_name(token_id)
+    if ours is None and theirs is None:
+        return our_name == their_name or not named
+    if ours is None or theirs is None:
+        return (ours or our_name.encode()) == (theirs or their_name.encode())
+    return ours == theirs
 
 
 def _shown(tokenizer: Tokenizer, token_id: int) -> str:

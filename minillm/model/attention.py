@@ -59,8 +59,8 @@ class Attention(nnx.Module):
             of_queries = (layers, config.num_kv_heads, config.groups, config.head_dim)
             of_keys = (layers, config.num_kv_heads, config.head_dim)
             self.query_scale = constant_weight(1.0, of_queries, (axes.LAYERS, *fused_names))
-            names = (axes.LAYERS, axes.KV_HEADS, axes.HEAD_DIM)
-            self.key_scale = constant_weight(1.0, of_keys, names)
+            key_names = (axes.LAYERS, axes.KV_HEADS, axes.HEAD_DIM)
+            self.key_scale = constant_weight(1.0, of_keys, key_names)
         if config.output_bias:
             self.output_bias = constant_weight(0.0, (layers, width), (axes.LAYERS, axes.EMBED))
         self._config = config

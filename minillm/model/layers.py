@@ -5,7 +5,7 @@ on the slice of one layer: `Transformer` splits the stack inside its scan.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from minillm.model.config import ModelConfig
 
 # Standard deviation of a unit normal cut at ±2: dividing by it gives the deviation asked for.
 _TRUNCATED_STDDEV = 0.87962566103423978
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": jax.nn.gelu,
     "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -262,13 +261,17 @@ class Transformer(nnx.Module):
     ) -> Rotation | None:
         if rope is None:
             return None
-        size, divisors = rope.size(self.config.head_dim), rope.divisors(self.config.head_dim)
-        if isinstance(rope.stretch, LongStretch):
+        head_dim = self.config.head_dim
+        known = rope.divisors(head_dim)
+        divisors = None if known is None else jnp.asarray(known, jnp.float32)
+        if divisors is not None and isinstance(rope.stretch, LongStretch):
             segments = jnp.zeros_like(positions) if segment_ids is None else segment_ids
             is_long = segment_lengths(segments) > rope.stretch.original_length
-            divisors = jnp.where(is_long[..., None], np.asarray(rope.stretch.long), divisors)
-        wide = None if divisors is None else jnp.asarray(divisors, jnp.float32)
-        return rope_rotation(positions, size, rope.theta, divisors=wide, magnitude=rope.magnitude)
+            long = jnp.asarray(rope.stretch.long, jnp.float32)
+            divisors = jnp.where(is_long[..., None], long, divisors)
+        return rope_rotation(
+            positions, rope.size(head_dim), rope.theta, divisors=divisors, magnitude=rope.magnitude
+        )
 
     def _attend(
         self,

@@ -1,27 +1,31 @@
 """The parameters of a Transformer from the tensors of a checkpoint, straight to their shards.
 
-Every parameter is laid out on the mesh first and then filled piece by piece, in place: beside its
-shards a host never holds more than two pieces, however large a tensor is.
+They are read a piece at a time into the places where they stay: beside its shards a host holds a
+few pieces, however large a tensor is.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from minillm.core.errors import UserError
 from minillm.core.sharding import mesh_of
-from minillm.teachers.pieces import Filling, all_finite, fill
+from minillm.teachers.pieces import Part
 from minillm.teachers.safetensors_files import DTYPES, TensorFiles, some
+from minillm.teachers.shards import DeviceShards, HostShards
 from minillm.teachers.weights import LAYER, Path, Source, WeightMap
 
 Params = dict[str, Any]
 
-# Parameters below are stacked: their first axis is the layer.
+# The first axis of parameters below it is the layer.
 _STACKED = "blocks"
+_SAVED_TOGETHER = "give the config.json that was saved with these weights, and all of them"
 
 
 def load_weights(
@@ -43,45 +47,59 @@ def load_weights(
             weight's type, or there without being asked for; afterwards, values not finite.
     """
     leaves = _leaves(abstract)
-    _require_same_parameters(leaves, weight_map)
-    check_tensors(files, weight_map, leaves, ignored=ignored)
-    params = _leaves(_zeros(abstract))
-    # Files are read from front to back, as disks are fastest.
-    place = {name: number for number, name in enumerate(files.names)}
-    order = [
-        (path, layer, source, name)
+    _require_whole(weight_map, leaves)
+    tensors = _tensors(weight_map, leaves)
+    check_tensors(files, tensors, ignored=ignored)
+    # All are asked for their memory before the first is read: where it is short, this is when.
+    params = {path: _shards(leaf, len(tensors)) for path, leaf in leaves.items()}
+
+    def write(number: int) -> None:
+        name, source, path, layer = tensors[number]
+        params[path].write(Part(files, name, source, leaves[path].sharding, layer), number)
+
+    in_files = sorted(range(len(tensors)), key=lambda number: files.place(tensors[number].name))
+    # Two: one reads while the other copies. Accelerators write by themselves while one reads.
+    pool = ThreadPoolExecutor(2 if _on_host(mesh_of(abstract)) else 1)
+    try:
+        for _ in pool.map(write, in_files):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+    finite = np.logical_and.reduce([param.finite() for param in params.values()])
+    _require_finite(files, [tensor.name for tensor in tensors], finite)
+    return _tree({path: param.array() for path, param in params.items()})
+
+
+class _Tensor(NamedTuple):
+    """A source in one layer, or in a parameter without layers."""
+
+    name: str
+    source: Source
+    path: Path
+    layer: int | None
+
+
+def _tensors(weight_map: WeightMap, leaves: Mapping[Path, Any]) -> list[_Tensor]:
+    return [
+        _Tensor(source.name.replace(LAYER, str(layer)), source, path, layer)
         for path, leaf in leaves.items()
-        for layer, source, name in _tensors(path, leaf, weight_map[path])
+        for layer in (range(leaf.shape[0]) if path[0] == _STACKED else (None,))
+        for source in weight_map[path]
     ]
-    finite = all_finite(mesh_of(params), len(place))
-    for path, layer, source, name in sorted(order, key=lambda entry: place[entry[3]]):
-        filling = Filling(params[path], finite)
-        params[path], finite = fill(filling, files, name, source, number=place[name], layer=layer)
-    _require_finite(files, finite)
-    return _tree(params)
 
 
 def check_tensors(
-    files: TensorFiles,
-    weight_map: WeightMap,
-    leaves: Mapping[Path, Any],
-    *,
-    ignored: Sequence[str] = (),
+    files: TensorFiles, tensors: Sequence[_Tensor], *, ignored: Sequence[str] = ()
 ) -> None:
-    """Raise UserError unless the files hold what the map asks for, and nothing else."""
-    wanted = {
-        name: source
-        for path, leaf in leaves.items()
-        for _, source, name in _tensors(path, leaf, weight_map[path])
-    }
-    saved_together = "give the config.json that was saved with these weights, and all of them"
+    """Raise UserError unless the files hold these tensors, and nothing else."""
+    wanted = {tensor.name: tensor.source.shape for tensor in tensors}
     present = set(files.names)
     if missing := [name for name in wanted if name not in present]:
         raise UserError(
             field=f"{files.directory}: weights",
             got=f"no {some(missing)}",
             wanted=f"the {len(wanted)} tensors of the model in config.json",
-            fix=saved_together,
+            fix=_SAVED_TOGETHER,
         )
     may_stay = [re.compile(pattern) for pattern in ignored]
     unread = [
@@ -94,15 +112,15 @@ def check_tensors(
             field=f"{files.directory}: weights",
             got=f"{some(unread)}, for which the model has no place",
             wanted=f"the {len(wanted)} tensors of the model in config.json and no others",
-            fix=saved_together,
+            fix=_SAVED_TOGETHER,
         )
-    for name, source in wanted.items():
-        if files.shape(name) != source.shape:
+    for name, shape in wanted.items():
+        if files.shape(name) != shape:
             raise UserError(
                 field=f"{files.file(name)}: tensor {name}",
                 got=f"shape {list(files.shape(name))}",
-                wanted=f"{list(source.shape)}, by config.json",
-                fix=saved_together,
+                wanted=f"{list(shape)}, by config.json",
+                fix=_SAVED_TOGETHER,
             )
         if files.dtype(name) not in DTYPES:
             raise UserError(
@@ -113,37 +131,43 @@ def check_tensors(
             )
 
 
-def _require_same_parameters(leaves: Mapping[Path, Any], weight_map: WeightMap) -> None:
-    """A family's mistake, and no user's."""
+def _require_whole(weight_map: WeightMap, leaves: Mapping[Path, Any]) -> None:
+    """Raise ValueError unless the map makes all of every parameter: a family's mistake."""
     if leaves.keys() != weight_map.keys():
         wrong = sorted(".".join(path) for path in leaves.keys() ^ weight_map.keys())
         raise ValueError(f"the weight map and the model differ in {', '.join(wrong)}")
+    for path, leaf in leaves.items():
+        shape = leaf.shape[path[0] == _STACKED :]
+        filled = 0
+        for source in weight_map[path]:
+            part = [source.view[axis] for axis in source.order]
+            axis, start = source.at or (0, 0)
+            good = start == filled and part[:axis] + part[axis + 1 :] == [
+                *shape[:axis],
+                *shape[axis + 1 :],
+            ]
+            filled += part[axis]
+            if not good or filled > shape[axis]:
+                raise ValueError(f"{source.name}: {part} at {start} of {'.'.join(path)} {shape}")
+        if filled != shape[axis]:
+            raise ValueError(f"{'.'.join(path)}: only {filled} of {shape[axis]} along axis {axis}")
 
 
-def _tensors(
-    path: Path, leaf: Any, sources: Sequence[Source]
-) -> Iterator[tuple[int | None, Source, str]]:
-    """Layer, source and name of every tensor that goes into a parameter."""
-    for layer in range(leaf.shape[0]) if path[0] == _STACKED else (None,):
-        for source in sources:
-            yield layer, source, source.name.replace(LAYER, str(layer))
+def _shards(leaf: jax.ShapeDtypeStruct, tensors: int) -> HostShards | DeviceShards:
+    return (HostShards if _on_host(mesh_of(leaf)) else DeviceShards)(leaf, tensors)
 
 
-def _zeros(abstract: Params) -> Params:
-    def make() -> Params:
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
-
-    return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
+def _on_host(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
 
 
-def _require_finite(files: TensorFiles, finite: jax.Array) -> None:
-    """Raise UserError for tensors with values that are not: no target made of them would be."""
-    # Every host comes to the same answer.
-    everywhere = NamedSharding(mesh_of(finite), PartitionSpec())
-    good = jax.jit(lambda found: found.all(axis=(0, 1, 2, 3)), out_shardings=everywhere)(finite)
-    if bad := [
-        name for name, is_good in zip(files.names, good.tolist(), strict=True) if not is_good
-    ]:
+def _require_finite(files: TensorFiles, names: Sequence[str], finite: np.ndarray) -> None:
+    """Raise UserError for tensors with other values: no target that they make would be finite."""
+    if jax.process_count() > 1:
+        # All hosts come to one answer, of which each saw its own parts.
+        finite = multihost_utils.process_allgather(finite).all(axis=0)
+    if not finite.all():
+        bad = [name for name, is_good in zip(names, finite, strict=True) if not is_good]
         raise UserError(
             field=f"{files.directory}: weights",
             got=f"infinite values, or what is no number, in {some(bad)}",

@@ -1,203 +1,142 @@
-"""A tensor of a file into a parameter on a mesh, a piece at a time and in place."""
+"""One tensor of a file as its part in a sharded parameter, cut into pieces that fit in memory."""
 
-import dataclasses
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from minillm.teachers.safetensors_files import TensorFiles
 from minillm.teachers.weights import Source
 
-# Bytes that a host reads at a time: little beside a tensor that matters, much beside a call.
+# Bytes that are read at a time: little beside a tensor that matters, much beside a call.
 PIECE_BYTES = 16 << 20
 
-Index = tuple[slice, ...]
+Place = tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cut:
-    """How every device's block of a view is cut into pieces, alike on all devices.
+class Part:
+    """What one tensor gives to a parameter, or to one layer of it.
+
+    A mesh cuts a parameter into blocks of one shape. Each block's share of the tensor is cut into
+    pieces, again of one shape and at the same places in every block, so that devices can write
+    theirs at once. A piece has one entry along the tensor's first axes, a few rows along the next,
+    and everything along the rest, so that it stands together in the file.
+
+    Args:
+        name: of the tensor.
+        sharding: of the parameter.
+        layer: which entry of its first axis; None for a parameter that has none for layers.
 
     Attributes:
-        view: the sizes of the whole.
-        block: those that one device keeps.
-        extent: those of a piece: 1 along the axes before `axis`, the block's along those after.
-        axis: the one along which a block is cut in pieces of several rows.
+        plus: added to every value.
+        axes: how many a piece has; the parameter has one more where it has layers.
     """
 
-    view: tuple[int, ...]
-    block: tuple[int, ...]
-    extent: tuple[int, ...]
-    axis: int
+    def __init__(
+        self,
+        files: TensorFiles,
+        name: str,
+        source: Source,
+        sharding: NamedSharding,
+        layer: int | None,
+    ) -> None:
+        self.name = name
+        self.plus = source.plus
+        self.axes = len(source.order)
+        self._files, self._source, self._layer = files, source, layer
+        spec = tuple(sharding.spec)[layer is not None :]
+        counts = [_blocks(sharding.mesh.shape, entry) for entry in spec]
+        if source.at and counts[source.at[0]] != 1:
+            raise ValueError(f"{self.name}: joined with others along an axis that the mesh cuts")
+        by_view = [counts[source.order.index(axis)] for axis in range(len(source.view))]
+        self._block = tuple(n // count for n, count in zip(source.view, by_view, strict=True))
+        self._axis, rows = self._cut(by_view, sharding.mesh.size)
+        self._extent = (1,) * self._axis + (rows,) + self._block[self._axis + 1 :]
+        self._counts = tuple(counts)
+        self._sharding = NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
-    def starts(self) -> Iterator[tuple[int, ...]]:
-        """Where each piece starts in its block."""
-        step, size = self.extent[self.axis], self.block[self.axis]
+    def _cut(self, counts: Sequence[int], devices: int) -> tuple[int, int]:
+        """The axis of the tensor along which to cut, and how many rows at a time."""
+        view = self._source.view
+        value = self._files.itemsize(self.name)
+        # Alike on all hosts, since they run the same program.
+        devices = max(1, devices // jax.process_count())
+        for axis in range(len(view)):
+            # A row is read whole, and once for all blocks that have a part in it.
+            together = min(math.prod(counts[: axis + 1]), devices)
+            row = value * math.prod(view[axis + 1 :]) * together
+            if row <= PIECE_BYTES or axis == len(view) - 1:
+                break
+        return axis, min(self._block[axis], max(1, PIECE_BYTES // row))
+
+    def starts(self) -> Iterator[Place]:
+        """Where the pieces of a block start, along the tensor's axes."""
+        step, size = self._extent[self._axis], self._block[self._axis]
         # The last piece overlaps the one before: another shape would have to be compiled.
         rows = [min(row, size - step) for row in range(0, size, step)]
-        rest = (0,) * (len(self.view) - self.axis - 1)
-        for before in itertools.product(*map(range, self.block[: self.axis])):
+        rest = (0,) * (len(self._block) - self._axis - 1)
+        for before in itertools.product(*map(range, self._block[: self._axis])):
             for row in rows:
                 yield (*before, row, *rest)
 
+    def place(self, start: Place) -> Place:
+        """Where the piece goes in its block of the parameter."""
+        found = [start[axis] for axis in self._source.order]
+        if self._source.at:
+            found[self._source.at[0]] += self._source.at[1]
+        return (self._layer, *found) if self._layer is not None else tuple(found)
 
-def _cut(view: Sequence[int], counts: Sequence[int], *, itemsize: int, devices: int) -> _Cut:
-    """Pieces of at most PIECE_BYTES for all of a host's devices together, as large as can be.
+    def reader(self, start: Place) -> Callable[[Place], np.ndarray]:
+        """A function from a block's place among the blocks to its piece, in the parameter's axes.
 
-    Args:
-        counts: how many blocks the mesh makes of each axis.
-        devices: how many a host has.
-    """
-    block = tuple(size // count for size, count in zip(view, counts, strict=True))
-    for axis in range(len(view)):
-        # Rows are read whole, also where each device keeps a part: once for all that share them.
-        ranges = min(math.prod(counts[: axis + 1]), devices)
-        row = itemsize * math.prod(view[axis + 1 :]) * ranges
-        if row <= PIECE_BYTES:
-            break
-    rows = min(block[axis], max(1, PIECE_BYTES // row))
-    return _Cut(tuple(view), block, (1,) * axis + (rows,) + block[axis + 1 :], axis)
-
-
-class Filling(NamedTuple):
-    """A parameter on its way, and whether each tensor read so far is finite.
-
-    Attributes:
-        param: each device's block of it.
-        finite: [*mesh, tensors], what each device found of the tensors' parts that it keeps.
-    """
-
-    param: jax.Array
-    finite: jax.Array
-
-
-def all_finite(mesh: Mesh, tensors: int) -> jax.Array:
-    """`Filling.finite` before anything is read."""
-    shape = (*mesh.devices.shape, tensors)
-    on_each = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
-    return jax.jit(lambda: jnp.ones(shape, bool), out_shardings=on_each)()
-
-
-def fill(
-    filling: Filling,
-    files: TensorFiles,
-    name: str,
-    source: Source,
-    *,
-    number: int,
-    layer: int | None = None,
-) -> Filling:
-    """The parameter with a tensor's values in its place, written into the buffer it had.
-
-    Args:
-        filling: given up. The parameter's sharding cuts none of its axes unevenly.
-        name: of the tensor.
-        number: of the tensor, in `filling.finite`.
-        layer: which entry of the first axis, of a parameter that has one for each layer.
-    """
-    stacked = layer is not None
-    of_param = filling.param.sharding
-    mesh, spec = of_param.mesh, tuple(of_param.spec)[int(stacked) :]
-    by_axis = [_shards(mesh, entry) for entry in spec]
-    joined, offset = source.at or (0, 0)
-    if source.at and by_axis[joined] != 1:
-        raise ValueError(f"{name}: joined with others along an axis that the mesh cuts")
-    axis_of = [source.order.index(axis) for axis in range(len(source.view))]
-    cut = _cut(
-        source.view,
-        [by_axis[axis] for axis in axis_of],
-        itemsize=files.itemsize(name),
-        devices=mesh.size // jax.process_count(),
-    )
-    shape = tuple(cut.extent[axis] * by_axis[p] for p, axis in enumerate(source.order))
-    sharding = NamedSharding(mesh, PartitionSpec(*spec))
-    for start in cut.starts():
-        read = _reader(files, name, source, cut, start)
-        values = jax.make_array_from_callback(shape, sharding, read)
-        place = [start[axis] for axis in source.order]
-        place[joined] += offset
-        # Only now, so that this piece was read while the devices wrote the one before; and not
-        # later, lest a slow device's pieces pile up.
-        jax.block_until_ready(filling)
-        where = np.array([number, layer, *place] if stacked else [number, *place], np.int32)
-        filling = _write(filling, values, where, sharding=of_param, plus=source.plus)
-    return filling
-
-
-def _reader(
-    files: TensorFiles, name: str, source: Source, cut: _Cut, start: Sequence[int]
-) -> Callable[[Index], np.ndarray]:
-    """What each device writes of one piece, by the index of its part in the pieces of all."""
-    rows: dict[int, np.ndarray] = {}
-    after = cut.axis + 1
-    skipped = source.rows[0] * math.prod(source.shape[1:]) if source.rows else 0
-    strides = [math.prod(cut.view[axis + 1 :]) for axis in range(len(cut.view))]
-    count = cut.extent[cut.axis] * strides[cut.axis]
-
-    def read(index: Index) -> np.ndarray:
-        blocks = [0] * len(cut.view)
-        for axis, part in zip(source.order, index, strict=True):
-            blocks[axis] = (part.start or 0) // cut.extent[axis]
-        begin = [
-            number * size + first
-            for number, size, first in zip(blocks, cut.block, start, strict=True)
-        ]
-        flat = skipped + sum(
-            first * stride for first, stride in zip(begin[:after], strides, strict=False)
+        The piece is a view of what was read, which is kept for other blocks.
+        """
+        view, axes = self._source.view, range(len(self._source.view))
+        after = self._axis + 1
+        strides = [math.prod(view[axis + 1 :]) for axis in axes]
+        count = self._extent[self._axis] * strides[self._axis]
+        skipped = (
+            self._source.rows[0] * math.prod(self._source.shape[1:]) if self._source.rows else 0
         )
-        if flat not in rows:
-            rows[flat] = _as_jax_has_it(files.read(name, flat, flat + count))
-        whole = rows[flat].reshape(*cut.extent[:after], *cut.view[after:])
-        kept = [slice(None)] * after + [
-            slice(first, first + size)
-            for first, size in zip(begin[after:], cut.extent[after:], strict=True)
-        ]
-        # Transposed on the way to the device, by JAX's own blocked copy: on the CPU 1 GB/s
-        # where the same inside the compiled function makes 0.4.
-        return whole[tuple(kept)].transpose(source.order)
+        rows: dict[int, np.ndarray] = {}
 
-    return read
+        def read(block: Place) -> np.ndarray:
+            numbers = [block[self._source.order.index(axis)] for axis in axes]
+            begin = [numbers[axis] * self._block[axis] + start[axis] for axis in axes]
+            first = skipped + sum(begin[axis] * strides[axis] for axis in axes[:after])
+            if first not in rows:
+                rows[first] = self._read(first, first + count)
+            whole = rows[first].reshape(*self._extent[:after], *view[after:])
+            kept = [slice(begin[axis], begin[axis] + self._extent[axis]) for axis in axes[after:]]
+            return whole[(..., *kept)].transpose(self._source.order)
 
+        return read
 
-def _as_jax_has_it(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.float32) if values.dtype == np.float64 else values
-
-
-@functools.partial(jax.jit, donate_argnums=0, static_argnames=("sharding", "plus"))
-def _write(
-    filling: Filling, values: jax.Array, where: jax.Array, *, sharding: NamedSharding, plus: float
-) -> Filling:
-    """Each device's part of `values` into its own block of the parameter.
-
-    Args:
-        where: the tensor's number, then the place in the block.
-    """
-    missing = filling.param.ndim - values.ndim
-
-    def write(filling: Filling, part: jax.Array, where: jax.Array) -> Filling:
-        wide = part.astype(jnp.float32) + plus if plus else part
-        part = jnp.expand_dims(wide.astype(filling.param.dtype), range(missing))
-        return Filling(
-            jax.lax.dynamic_update_slice(filling.param, part, list(where[1:])),
-            filling.finite.at[..., where[0]].min(jnp.isfinite(part).all()),
+    def on_mesh(self, start: Place) -> jax.Array:
+        """The pieces of all blocks, each on the devices that have the block."""
+        piece = [self._extent[axis] for axis in self._source.order]
+        shape = tuple(size * count for size, count in zip(piece, self._counts, strict=True))
+        read = self.reader(start)
+        return jax.make_array_from_callback(
+            shape, self._sharding, lambda index: read(blocks_of(index, piece))
         )
 
-    laid_out = Filling(sharding.spec, PartitionSpec(*sharding.mesh.axis_names))
-    in_specs = (laid_out, PartitionSpec(*sharding.spec[missing:]), PartitionSpec())
-    # Unchecked: what a device found of its part is its own, where devices have one part too.
-    on_each = jax.shard_map(
-        write, mesh=sharding.mesh, in_specs=in_specs, out_specs=laid_out, check_vma=False
-    )
-    return on_each(filling, values, where)
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        values = self._files.read(self.name, start, stop)
+        # JAX has no float64 unless all of a program is in it.
+        return values.astype(np.float32) if values.dtype == np.float64 else values
 
 
-def _shards(mesh: Mesh, entry: str | tuple[str, ...] | None) -> int:
+def blocks_of(index: Sequence[slice], shape: Sequence[int]) -> Place:
+    """The place among blocks of the one with this index, in an array of blocks of that shape."""
+    return tuple((part.start or 0) // size for part, size in zip(index, shape, strict=True))
+
+
+def _blocks(mesh: Mapping[str, int], entry: Any) -> int:
+    """How many a mesh makes along an axis with this entry in its partition."""
     names = (entry,) if isinstance(entry, str) else entry or ()
-    return math.prod(mesh.shape[name] for name in names)
+    return math.prod(mesh[name] for name in names)

@@ -31,6 +31,7 @@ class _Tensor:
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    place: int
 
 
 class TensorFiles:
@@ -67,7 +68,7 @@ class TensorFiles:
             raise _no_weights(self.directory, stem)
         self._tensors: dict[str, _Tensor] = {}
         for path in self.paths:
-            for name, tensor in _read_header(path).items():
+            for name, tensor in _read_header(path, len(self._tensors)).items():
                 if name in self._tensors:
                     raise UserError(
                         field=f"{path}: tensor {name}",
@@ -100,6 +101,10 @@ class TensorFiles:
     def itemsize(self, name: str) -> int:
         """Bytes of one value."""
         return np.dtype(DTYPES[self.dtype(name)]).itemsize
+
+    def place(self, name: str) -> int:
+        """How many tensors stand before it, in the order in which files are read fastest."""
+        return self._tensors[name].place
 
     def file(self, name: str) -> epath.Path:
         """The file that the tensor stands in."""
@@ -177,8 +182,8 @@ def _require_all(index: epath.Path, paths: list[epath.Path]) -> None:
         )
 
 
-def _read_header(path: epath.Path) -> dict[str, _Tensor]:
-    """Every tensor of a file, by name in order of place."""
+def _read_header(path: epath.Path, first: int) -> dict[str, _Tensor]:
+    """Every tensor of a file, by name in order of place; `first` were in files before."""
     try:
         # The format's own reader checks the header as a whole: types and shapes against offsets,
         # no gap, no overlap, nothing beyond the end of the file.
@@ -197,8 +202,9 @@ def _read_header(path: epath.Path) -> dict[str, _Tensor]:
             header[name]["dtype"],
             tuple(header[name]["shape"]),
             8 + length + header[name]["data_offsets"][0],
+            first + number,
         )
-        for name in names
+        for number, name in enumerate(names)
     }
 
 

@@ -1,16 +1,10 @@
 """Every parameter is what plain numpy makes of the files, on one device and on shards."""
 
-import json
-import os
-import subprocess
-import sys
-
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
-from minillm.core.errors import UserError
 from minillm.core.sharding import MeshConfig, make_mesh
 from minillm.model.functional import ModelFunction
 from minillm.teachers import pieces
