@@ -40,7 +40,8 @@ class T5Config:
         activation: "gated-gelu" (tanh form) for `down(gelu(gate(x)) · up(x))`, as in T5 1.1;
             "relu" for `down(relu(up(x)))`.
         compute_dtype: of activations and of weights where they are used; norms, scores and
-            softmax are float32.
+            softmax are float32. (Transformers keeps `down` in float32 for float16 alone, whose
+            range its products leave; bfloat16 has the range of float32.)
         scan_layers: run the layers as a loop, so that compile time does not grow with depth.
     """
 

@@ -24,7 +24,7 @@ Dtype = Literal["float32", "bfloat16"]
 # Both names of the one table: a file holds either, or both. The first is the encoder's own.
 _EMBEDDINGS = ("encoder.embed_tokens.weight", "shared.weight")
 # Of a whole T5, the half that an encoder has no use for.
-_IGNORED = (r"decoder\..*", r"lm_head\.weight", *(name.replace(".", r"\.") for name in _EMBEDDINGS))
+_IGNORED = ("decoder.*", "lm_head.weight", *_EMBEDDINGS)
 
 
 def describe_t5(
