@@ -9,11 +9,13 @@ from minillm.core.checkpoint import MODEL_DESCRIPTION
 from minillm.core.errors import UserError
 from minillm.core.sharding import MeshConfig, make_mesh
 from minillm.teachers.checkpoint import checkpoint_teacher
+from minillm.teachers.huggingface import huggingface_folder, huggingface_teacher
+from minillm.teachers.huggingface_config import CONFIG
 from minillm.teachers.mock import mock_teacher
 from minillm.teachers.teacher import Teacher
 
 MOCK = "mock"
-_HUGGING_FACE = ("config.json", "model_index.json")
+_PIPELINE = "model_index.json"
 
 
 def load_teacher(
@@ -22,20 +24,28 @@ def load_teacher(
     vocab_size: int | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
+    dtype: str | None = None,
 ) -> Teacher:
     """Load a teacher.
 
     Args:
-        path: a folder that a minillm training wrote, or "mock" for a tiny random model.
+        path: a Hugging Face folder, one that a minillm training wrote, or "mock" for a tiny
+            random model.
         vocab_size: of the tokenizer it will read; "mock" is made with it, any other teacher must
             have as many at least (`data.vocabulary` compares what they mean). None takes the
             teacher's own.
         seed: of the weights of "mock".
         mesh: where the weights go; None spreads batches over all devices.
+        dtype: of a Hugging Face model's matrices and activations, "float32" or "bfloat16"; None
+            is float32.
 
     Raises:
         UserError: nothing there, no model, or one of another vocabulary.
     """
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UserError(
+            field="dtype", got=dtype, wanted="float32 or bfloat16", fix="leave it out for float32"
+        )
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     if os.fspath(path) == MOCK:
         if vocab_size is None:
@@ -48,7 +58,10 @@ def load_teacher(
         return mock_teacher(vocab_size, seed=seed, mesh=mesh)
     directory = epath.Path(path)
     check_folder(directory)
-    teacher = checkpoint_teacher(directory, mesh=mesh)
+    if (directory / MODEL_DESCRIPTION).exists():
+        teacher = checkpoint_teacher(directory, mesh=mesh)
+    else:
+        teacher = huggingface_teacher(directory, mesh=mesh, dtype=dtype)
     if vocab_size is not None and vocab_size > teacher.config.vocab_size:
         raise UserError(
             field=f"teacher {directory}",
@@ -60,17 +73,37 @@ def load_teacher(
 
 
 def check_folder(directory: epath.Path) -> None:
-    """Raise UserError unless the folder holds a kind of model that can be a teacher."""
-    if (directory / MODEL_DESCRIPTION).exists():
+    """Raise UserError unless the folder holds a model that can be a teacher.
+
+    No weights are read, but all else is: what is wrong with a folder is found here.
+    """
+    if _is_there(directory / MODEL_DESCRIPTION):
+        return
+    if _is_there(directory / CONFIG):
+        huggingface_folder(directory)
         return
     got = "a folder that is no model" if directory.is_dir() else "no such folder"
     fix = 'correct the path, or try "mock"'
-    if any((directory / name).exists() for name in _HUGGING_FACE):
-        got = "a Hugging Face folder"
-        fix = "train a teacher with launch/train.py; Hugging Face folders come with a later version"
+    if directory.is_file():
+        got, fix = "a file", "give the folder that it lies in"
+    elif (directory / _PIPELINE).exists():
+        got = "a diffusers pipeline"
+        fix = "give the folder of its text encoder; whole pipelines come with a later version"
     raise UserError(
         field="teacher",
         got=f"{directory}, {got}",
-        wanted=f"a minillm model folder ({MODEL_DESCRIPTION}, tokenizer.model, checkpoints/)",
+        wanted=f"a model folder, with {CONFIG} (Hugging Face) or {MODEL_DESCRIPTION} (minillm)",
         fix=fix,
     )
+
+
+def _is_there(path: epath.Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(
+            field="teacher",
+            got=f"{path}: {error}",
+            wanted="a folder that can be read",
+            fix="check the path and its permissions",
+        ) from None

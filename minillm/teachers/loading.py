@@ -4,8 +4,8 @@ They are read a piece at a time into the places where they stay: beside its shar
 few pieces, however large a tensor is.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ Params = dict[str, Any]
 
 # The first axis of parameters below it is the layer.
 _STACKED = "blocks"
+# How many names an error lists.
+_NAMED = 5
 _SAVED_TOGETHER = "give the config.json that was saved with these weights, and all of them"
 
 
@@ -40,7 +42,7 @@ def load_weights(
     Args:
         weight_map: the parts of every parameter in `abstract`.
         abstract: a tree of `jax.ShapeDtypeStruct` with shardings on one mesh.
-        ignored: regular expressions; a tensor may stay unread if one matches its whole name.
+        ignored: patterns of `fnmatch` for names of tensors that may stay unread.
 
     Raises:
         UserError: before anything is read, a tensor that is missing, of another shape, of no
@@ -48,8 +50,9 @@ def load_weights(
     """
     leaves = _leaves(abstract)
     _require_whole(weight_map, leaves)
-    tensors = _tensors(weight_map, leaves)
-    check_tensors(files, tensors, ignored=ignored)
+    layers = max((leaf.shape[0] for path, leaf in leaves.items() if path[0] == _STACKED), default=0)
+    check_tensors(files, weight_map, layers, ignored=ignored)
+    tensors = list(_tensors(weight_map, layers))
     # All are asked for their memory before the first is read: where it is short, this is when.
     params = {path: _shards(leaf, len(tensors)) for path, leaf in leaves.items()}
 
@@ -79,38 +82,48 @@ class _Tensor(NamedTuple):
     layer: int | None
 
 
-def _tensors(weight_map: WeightMap, leaves: Mapping[Path, Any]) -> list[_Tensor]:
-    return [
-        _Tensor(source.name.replace(LAYER, str(layer)), source, path, layer)
-        for path, leaf in leaves.items()
-        for layer in (range(leaf.shape[0]) if path[0] == _STACKED else (None,))
-        for source in weight_map[path]
-    ]
+def _tensors(weight_map: WeightMap, layers: int) -> Iterator[_Tensor]:
+    for path, sources in weight_map.items():
+        for layer in range(layers) if path[0] == _STACKED else (None,):
+            for source in sources:
+                yield _Tensor(source.name.replace(LAYER, str(layer)), source, path, layer)
 
 
 def check_tensors(
-    files: TensorFiles, tensors: Sequence[_Tensor], *, ignored: Sequence[str] = ()
+    files: TensorFiles, weight_map: WeightMap, layers: int, *, ignored: Sequence[str] = ()
 ) -> None:
-    """Raise UserError unless the files hold these tensors, and nothing else."""
-    wanted = {tensor.name: tensor.source.shape for tensor in tensors}
+    """Raise UserError unless the files hold what the map asks for, and nothing else.
+
+    Args:
+        layers: how many the model has.
+        ignored: patterns of `fnmatch` for names of tensors that may stay unread.
+    """
     present = set(files.names)
-    if missing := [name for name in wanted if name not in present]:
+    wanted: dict[str, tuple[int, ...]] = {}
+    missing: list[str] = []
+    for tensor in _tensors(weight_map, layers):
+        wanted[tensor.name] = tensor.source.shape
+        if tensor.name not in present and tensor.name not in missing:
+            missing.append(tensor.name)
+        # A mistyped number of layers may be too large to go through.
+        if len(missing) > _NAMED:
+            break
+    if missing:
         raise UserError(
             field=f"{files.directory}: weights",
-            got=f"no {some(missing)}",
-            wanted=f"the {len(wanted)} tensors of the model in config.json",
+            got=f"no {some(missing, _NAMED)}",
+            wanted="all tensors of the model in config.json",
             fix=_SAVED_TOGETHER,
         )
-    may_stay = [re.compile(pattern) for pattern in ignored]
     unread = [
         name
         for name in files.names
-        if name not in wanted and not any(pattern.fullmatch(name) for pattern in may_stay)
+        if name not in wanted and not any(fnmatch.fnmatchcase(name, one) for one in ignored)
     ]
     if unread:
         raise UserError(
             field=f"{files.directory}: weights",
-            got=f"{some(unread)}, for which the model has no place",
+            got=f"{some(unread, _NAMED)}, for which the model has no place",
             wanted=f"the {len(wanted)} tensors of the model in config.json and no others",
             fix=_SAVED_TOGETHER,
         )
@@ -170,7 +183,7 @@ def _require_finite(files: TensorFiles, names: Sequence[str], finite: np.ndarray
         bad = [name for name, is_good in zip(names, finite, strict=True) if not is_good]
         raise UserError(
             field=f"{files.directory}: weights",
-            got=f"infinite values, or what is no number, in {some(bad)}",
+            got=f"infinite values, or what is no number, in {some(bad, _NAMED)}",
             wanted="finite numbers, in the type that they are loaded in",
             fix="download the weights again, or load them in float32",
         )

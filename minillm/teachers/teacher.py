@@ -1,7 +1,7 @@
 """What a teacher is once it is loaded, whatever it was loaded from."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,9 +29,20 @@ class Teacher:
             which has hidden states only.
         config: of the model.
         tokenizer: None for a teacher that reads the ids of any tokenizer (`mock`).
+
+    Args:
+        weights_fingerprint: of the files that the weights came from, where it is cheaper to read
+            them than to gather the weights; asked for when it is needed.
     """
 
-    def __init__(self, model: Transformer | T5Encoder, *, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        model: Transformer | T5Encoder,
+        *,
+        tokenizer: Tokenizer | None,
+        weights_fingerprint: Callable[[], str] | None = None,
+    ) -> None:
+        self._weights_fingerprint = weights_fingerprint
         self.model = model
         self.config: ModelConfig | T5Config = model.config
         self.tokenizer = tokenizer
@@ -40,7 +51,8 @@ class Teacher:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over configuration and weights: what decides the logits."""
-        weights = tree_fingerprint(nnx.to_pure_dict(self._state))
+        of_files = self._weights_fingerprint
+        weights = of_files() if of_files else tree_fingerprint(nnx.to_pure_dict(self._state))
         return fingerprint_of({"model": configs.to_dict(self.config), "weights": weights})
 
     def logits(

@@ -153,8 +153,8 @@ def described_as(folder, target, change):
     [
         ("nothing", "no such folder"),
         ("notes.txt", "a folder that is no model"),
-        ("config.json", "Hugging Face folders come with a later version"),
-        ("model_index.json", "Hugging Face folders come with a later version"),
+        ("config.json", "no weights"),
+        ("model_index.json", "a diffusers pipeline"),
     ],
 )
 def test_what_is_no_model_is_named(tmp_path, file, message):

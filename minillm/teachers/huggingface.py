@@ -1,0 +1,119 @@
+"""A teacher from a Hugging Face folder: config.json, safetensors files, a tokenizer."""
+
+import dataclasses
+from typing import NamedTuple
+
+from etils import epath
+from jax.sharding import Mesh
+
+from minillm.core.errors import UserError
+from minillm.core.manifest import file_sha256, fingerprint_of
+from minillm.data.load_tokenizer import load_tokenizer
+from minillm.data.tokenizer_protocol import Tokenizer
+from minillm.model.config import ModelConfig
+from minillm.model.functional import ModelFunction
+from minillm.teachers.huggingface_config import describe
+from minillm.teachers.loading import Params, check_tensors, load_weights
+from minillm.teachers.safetensors_files import TensorFiles
+from minillm.teachers.teacher import Teacher
+from minillm.teachers.weights import WeightMap
+
+# Tables are padded to what divides well, by some hundred rows at most in the models known.
+_PADDING = 1024
+
+
+class Folder(NamedTuple):
+    """A folder whose parts were read and fit together; of the weights only where they stand.
+
+    Attributes:
+        config: of the Transformer, computing in the type asked for.
+        weights: where each of its parameters comes from.
+        ignored: patterns of names of tensors that nobody needs to read.
+        files: the tensors.
+        tokenizer: the one that lies beside them.
+    """
+
+    config: ModelConfig
+    weights: WeightMap
+    ignored: tuple[str, ...]
+    files: TensorFiles
+    tokenizer: Tokenizer
+
+
+def huggingface_folder(directory: epath.PathLike, dtype: str | None = None) -> Folder:
+    """Everything but the weights, and whether they are those that the configuration asks for.
+
+    Args:
+        dtype: of matrices and activations; None is float32.
+
+    Raises:
+        UserError: a part is missing or broken, or two do not fit together.
+    """
+    config, weights, ignored, files = _model(directory, dtype)
+    tokenizer = load_tokenizer(directory)
+    _require_same_vocabulary(directory, config, tokenizer)
+    return Folder(config, weights, ignored, files, tokenizer)
+
+
+def huggingface_teacher(
+    directory: epath.PathLike, *, mesh: Mesh, dtype: str | None = None
+) -> Teacher:
+    """The model of a folder, each tensor read straight onto its shards.
+
+    Args:
+        dtype: of matrices and activations; None is float32.
+
+    Raises:
+        UserError: as `huggingface_folder`, or weights that are not finite.
+    """
+    folder = huggingface_folder(directory, dtype)
+    function = ModelFunction(folder.config)
+    abstract = function.abstract(mesh, folder.config.compute_dtype)
+    params = load_weights(folder.files, folder.weights, abstract, ignored=folder.ignored)
+    return Teacher(
+        function.bind(params),
+        tokenizer=folder.tokenizer,
+        weights_fingerprint=lambda: files_fingerprint(folder.files, folder.config.compute_dtype),
+    )
+
+
+def load_model(
+    directory: epath.PathLike, *, mesh: Mesh, dtype: str | None = None
+) -> tuple[ModelConfig, Params]:
+    """As `huggingface_teacher`, without a tokenizer."""
+    config, weights, ignored, files = _model(directory, dtype)
+    abstract = ModelFunction(config).abstract(mesh, config.compute_dtype)
+    return config, load_weights(files, weights, abstract, ignored=ignored)
+
+
+def files_fingerprint(files: TensorFiles, dtype: str) -> str:
+    """SHA-256 (hex) over what the files hold, not what they are called, and the type used."""
+    return fingerprint_of({"files": [file_sha256(path) for path in files.paths], "dtype": dtype})
+
+
+def _model(
+    directory: epath.PathLike, dtype: str | None
+) -> tuple[ModelConfig, WeightMap, tuple[str, ...], TensorFiles]:
+    files = TensorFiles(directory)
+    config, weights, ignored = describe(directory, files.names)
+    check_tensors(files, weights, config.num_layers, ignored=ignored)
+    return dataclasses.replace(config, compute_dtype=dtype or "float32"), weights, ignored, files
+
+
+def _require_same_vocabulary(
+    directory: epath.PathLike, config: ModelConfig, tokenizer: Tokenizer
+) -> None:
+    """Raise UserError where text would become ids that the model has not, or few of those it has.
+
+    A few special tokens beyond the table are those of a model that sees: no text becomes them.
+    """
+    beyond = range(config.vocab_size, tokenizer.vocab_size)
+    textual = any(tokenizer.token_bytes(token) is not None for token in beyond)
+    padding = config.vocab_size - tokenizer.vocab_size
+    if textual or padding > max(_PADDING, config.vocab_size // 10):
+        raise UserError(
+            field=f"{directory}: its tokenizer",
+            got=f"{tokenizer.vocab_size:,} tokens",
+            wanted=f"about {config.vocab_size:,}, for which the model beside it has a table",
+            fix="put the tokenizer there with which the model was trained",
+        )
