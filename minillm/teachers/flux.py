@@ -9,22 +9,15 @@ id 0, get the states that the pipeline gets.)
 """
 
 import dataclasses
-import fnmatch
 import json
 from typing import Any
 
 from etils import epath
-from jax.sharding import Mesh
 
 from minillm.core.errors import UserError
-from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.special_tokens import read_object
-from minillm.model.functional import ModelFunction
-from minillm.teachers.huggingface_config import describe
-from minillm.teachers.loading import load_weights
-from minillm.teachers.safetensors_files import TensorFiles
-from minillm.teachers.t5 import Dtype, t5_teacher
-from minillm.teachers.teacher import Teacher
+from minillm.teachers.huggingface import Folder, huggingface_folder
+from minillm.teachers.t5 import t5_folder
 
 PIPELINE_INDEX = "model_index.json"
 # As the index names them; `text_encoder_2` has its tokenizer in `tokenizer_2`.
@@ -85,32 +78,20 @@ def find_text_encoder(pipeline: epath.PathLike) -> TextEncoder:
     return TextEncoder(classes[chosen], pipeline / chosen, pipeline / tokenizer)
 
 
-def flux_teacher(pipeline: epath.Path, *, mesh: Mesh, dtype: Dtype | None = None) -> Teacher:
-    """The pipeline's text encoder as a teacher: of logits and hidden states, or of these alone.
+def pipeline_folder(pipeline: epath.PathLike, dtype: str | None = None) -> Folder:
+    """The pipeline's text encoder but for its weights; it has logits, or hidden states alone.
 
     Args:
         dtype: of matrices and activations; None is float32.
 
     Raises:
-        UserError: as `find_text_encoder`, or a file of the two folders is missing or broken.
+        UserError: as `find_text_encoder`, or a file of the two folders is missing or broken, or
+            they do not fit together.
     """
     found = find_text_encoder(pipeline)
     if found.is_decoder:
-        return huggingface_teacher(found.directory, found.tokenizer, mesh=mesh, dtype=dtype)
-    return t5_teacher(found.directory, found.tokenizer, mesh=mesh, dtype=dtype)
-
-
-def huggingface_teacher(
-    directory: epath.Path, tokenizer: epath.Path, *, mesh: Mesh, dtype: Dtype | None
-) -> Teacher:
-    files = TensorFiles(directory)
-    found = describe(directory, files.names)
-    config = dataclasses.replace(found.config, compute_dtype=dtype or "float32")
-    function = ModelFunction(config)
-    ignored = [fnmatch.translate(pattern) for pattern in found.ignored]
-    abstract = function.abstract(mesh, config.compute_dtype)
-    params = load_weights(files, found.weights, abstract, ignored=ignored)
-    return Teacher(function.bind(params), tokenizer=load_tokenizer(tokenizer))
+        return huggingface_folder(found.directory, dtype, tokenizer=found.tokenizer)
+    return t5_folder(found.directory, found.tokenizer, dtype)
 
 
 def _require_folders(pipeline: epath.Path, *names: str) -> None:

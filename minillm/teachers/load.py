@@ -9,13 +9,13 @@ from minillm.core.checkpoint import MODEL_DESCRIPTION
 from minillm.core.errors import UserError
 from minillm.core.sharding import MeshConfig, make_mesh
 from minillm.teachers.checkpoint import checkpoint_teacher
-from minillm.teachers.huggingface import huggingface_folder, huggingface_teacher
+from minillm.teachers.flux import PIPELINE_INDEX, pipeline_folder
+from minillm.teachers.huggingface import Folder, folder_teacher, huggingface_folder
 from minillm.teachers.huggingface_config import CONFIG
 from minillm.teachers.mock import mock_teacher
 from minillm.teachers.teacher import Teacher
 
 MOCK = "mock"
-_PIPELINE = "model_index.json"
 
 
 def load_teacher(
@@ -29,8 +29,8 @@ def load_teacher(
     """Load a teacher.
 
     Args:
-        path: a Hugging Face folder, one that a minillm training wrote, or "mock" for a tiny
-            random model.
+        path: a Hugging Face folder, a FLUX pipeline's, one that a minillm training wrote, or
+            "mock" for a tiny random model.
         vocab_size: of the tokenizer it will read; "mock" is made with it, any other teacher must
             have as many at least (`data.vocabulary` compares what they mean). None takes the
             teacher's own.
@@ -57,11 +57,10 @@ def load_teacher(
             )
         return mock_teacher(vocab_size, seed=seed, mesh=mesh)
     directory = epath.Path(path)
-    check_folder(directory)
-    if (directory / MODEL_DESCRIPTION).exists():
+    if _is_there(directory / MODEL_DESCRIPTION):
         teacher = checkpoint_teacher(directory, mesh=mesh)
     else:
-        teacher = huggingface_teacher(directory, mesh=mesh, dtype=dtype)
+        teacher = folder_teacher(_foreign(directory, dtype), mesh=mesh)
     if vocab_size is not None and vocab_size > teacher.config.vocab_size:
         raise UserError(
             field=f"teacher {directory}",
@@ -77,22 +76,25 @@ def check_folder(directory: epath.Path) -> None:
 
     No weights are read, but all else is: what is wrong with a folder is found here.
     """
-    if _is_there(directory / MODEL_DESCRIPTION):
-        return
+    if not _is_there(directory / MODEL_DESCRIPTION):
+        _foreign(directory)
+
+
+def _foreign(directory: epath.Path, dtype: str | None = None) -> Folder:
+    """What another project's folder holds, but for the weights."""
     if _is_there(directory / CONFIG):
-        huggingface_folder(directory)
-        return
+        return huggingface_folder(directory, dtype)
+    if _is_there(directory / PIPELINE_INDEX):
+        return pipeline_folder(directory, dtype)
     got = "a folder that is no model" if directory.is_dir() else "no such folder"
     fix = 'correct the path, or try "mock"'
     if directory.is_file():
         got, fix = "a file", "give the folder that it lies in"
-    elif (directory / _PIPELINE).exists():
-        got = "a diffusers pipeline"
-        fix = "give the folder of its text encoder; whole pipelines come with a later version"
     raise UserError(
         field="teacher",
         got=f"{directory}, {got}",
-        wanted=f"a model folder, with {CONFIG} (Hugging Face) or {MODEL_DESCRIPTION} (minillm)",
+        wanted=f"a model folder, with {CONFIG} (Hugging Face), {PIPELINE_INDEX} (FLUX) or "
+        f"{MODEL_DESCRIPTION} (minillm)",
         fix=fix,
     )
 

@@ -2,24 +2,17 @@
 
 import dataclasses
 from collections.abc import Collection
-from typing import Literal
 
 from etils import epath
-from jax.sharding import Mesh
 
-from minillm.core.errors import UserError
 from minillm.data.load_tokenizer import load_tokenizer
-from minillm.data.tokenizer_protocol import Tokenizer
-from minillm.model.functional import ModelFunction
-from minillm.model.t5_encoder import T5Config, T5Encoder
+from minillm.model.t5_encoder import T5Config
 from minillm.teachers.config_reader import ConfigReader
+from minillm.teachers.huggingface import Folder, require_same_vocabulary
 from minillm.teachers.huggingface_config import CONFIG, read_config
-from minillm.teachers.loading import load_weights
+from minillm.teachers.loading import check_tensors
 from minillm.teachers.safetensors_files import TensorFiles
-from minillm.teachers.teacher import Teacher
 from minillm.teachers.weights import LAYER, Source, WeightMap
-
-Dtype = Literal["float32", "bfloat16"]
 
 # Both names of the one table: a file holds either, or both. The first is the encoder's own.
 _EMBEDDINGS = ("encoder.embed_tokens.weight", "shared.weight")
@@ -27,41 +20,27 @@ _EMBEDDINGS = ("encoder.embed_tokens.weight", "shared.weight")
 _IGNORED = ("decoder.*", "lm_head.weight", *_EMBEDDINGS)
 
 
-def describe_t5(
-    directory: epath.Path, tokenizer: epath.Path, *, dtype: Dtype | None = None
-) -> tuple[T5Config, Tokenizer]:
-    """The encoder and the tokenizer of these folders; no weights are read.
+def t5_folder(
+    directory: epath.PathLike, tokenizer: epath.PathLike, dtype: str | None = None
+) -> Folder:
+    """Everything of an encoder but the weights, and whether they are those it asks for.
 
     Args:
-        dtype: of activations, and of matrices where they are used; None is float32.
+        tokenizer: the folder it lies in.
+        dtype: of matrices and activations; None is float32.
 
     Raises:
-        UserError: a file is missing or broken, or the two do not belong together.
+        UserError: a part is missing or broken, or two do not fit together.
     """
-    field = f"{directory / CONFIG}: "
-    config = t5_config(ConfigReader(read_config(directory), field=field))
-    loaded = load_tokenizer(tokenizer)
-    if loaded.vocab_size > config.vocab_size:
-        raise UserError(
-            field=str(tokenizer),
-            got=f"a tokenizer of {loaded.vocab_size} ids",
-            wanted=f"{config.vocab_size} at most, as the encoder has",
-            fix="put weights and tokenizer of one pipeline into the folder",
-        )
-    return dataclasses.replace(config, compute_dtype=dtype or config.compute_dtype), loaded
-
-
-def t5_teacher(
-    directory: epath.Path, tokenizer: epath.Path, *, mesh: Mesh, dtype: Dtype | None = None
-) -> Teacher:
-    """A teacher of hidden states, each tensor read onto its own shards. See `describe_t5`."""
-    config, loaded = describe_t5(directory, tokenizer, dtype=dtype)
     files = TensorFiles(directory)
-    function = ModelFunction(config, T5Encoder)
+    field = f"{epath.Path(directory) / CONFIG}: "
+    config = t5_config(ConfigReader(read_config(directory), field=field))
     weights = t5_weights(config, files.names)
-    abstract = function.abstract(mesh, config.compute_dtype)
-    params = load_weights(files, weights, abstract, ignored=_IGNORED)
-    return Teacher(function.bind(params), tokenizer=loaded)
+    check_tensors(files, weights, config.num_layers, ignored=_IGNORED)
+    loaded = load_tokenizer(tokenizer)
+    require_same_vocabulary(tokenizer, config.vocab_size, loaded)
+    config = dataclasses.replace(config, compute_dtype=dtype or "float32")
+    return Folder(config, weights, _IGNORED, files, loaded)
 
 
 def t5_config(values: ConfigReader) -> T5Config:

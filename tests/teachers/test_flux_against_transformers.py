@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from minillm.core.errors import UserError
-from minillm.core.sharding import MeshConfig, make_mesh
-from minillm.teachers.flux import flux_teacher
+from minillm.teachers import load_teacher
 from tests.teachers.pipelines import (
     FLUX_1,
     FLUX_2,
@@ -86,10 +85,6 @@ def write_pipeline(directory, name, shape):
     return model
 
 
-def load(directory):
-    return flux_teacher(directory, mesh=make_mesh(MeshConfig()))
-
-
 def assert_close(got, expected):
     assert float(np.abs(expected).max()) > 1
     np.testing.assert_allclose(got, expected, atol=TOLERANCES["float32"].logits)
@@ -102,13 +97,13 @@ def test_the_text_encoder_of_flux_2_gives_the_logits_of_transformers(tmp_path, n
     tokens = np.random.default_rng(1).integers(0, 250, (2, 19))
     with torch.no_grad():
         expected = theirs(torch.from_numpy(tokens)).logits.numpy()
-    assert_close(load(tmp_path).logits(tokens), expected)
+    assert_close(load_teacher(tmp_path).logits(tokens), expected)
 
 
 @pytest.mark.parametrize(("name", "shape"), [("FLUX.2-dev", 1), ("FLUX.2-klein", 0)])
 def test_the_text_encoder_of_flux_2_gives_the_states_that_the_pipeline_takes(tmp_path, name, shape):
     theirs = write_pipeline(tmp_path, name, SHAPES[shape])
-    teacher = load(tmp_path)
+    teacher = load_teacher(tmp_path)
     tokens = np.random.default_rng(1).integers(0, 250, (2, 19))
     with torch.no_grad():
         states = theirs(torch.from_numpy(tokens), output_hidden_states=True).hidden_states
@@ -125,7 +120,7 @@ def test_padding_and_packed_segments_of_flux_2_are_texts_alone(tmp_path, name):
     theirs = write_pipeline(tmp_path, name, SHAPES[0])
     tokens = np.random.default_rng(2).integers(0, 250, (1, 20))
     segments = np.array([[1] * 8 + [2] * 9 + [0] * 3])
-    logits = load(tmp_path).logits(tokens, segments)
+    logits = load_teacher(tmp_path).logits(tokens, segments)
     for document in (1, 2):
         own = segments[0] == document
         with torch.no_grad():
@@ -135,7 +130,7 @@ def test_padding_and_packed_segments_of_flux_2_are_texts_alone(tmp_path, name):
 
 def test_the_t5_of_flux_1_gives_the_states_that_the_pipeline_takes(tmp_path):
     theirs = write_pipeline(tmp_path, "FLUX.1", SHAPES[0])
-    teacher = load(tmp_path)
+    teacher = load_teacher(tmp_path)
     # The pipeline pads prompts and gives no mask.
     words = teacher.tokenizer.encode("the king sings")
     prompt = [*words, teacher.tokenizer.eos_id]
@@ -152,7 +147,7 @@ def test_the_tokenizer_of_the_pipeline_goes_with_its_text_encoder(tmp_path, name
     write_pipeline(tmp_path, name, SHAPES[1])
     suffix = PIPELINES[name][2]
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / f"tokenizer{suffix}")
-    ours, text = load(tmp_path).tokenizer, "the rain in spain keeps falling"
+    ours, text = load_teacher(tmp_path).tokenizer, "the rain in spain keeps falling"
     assert ours.encode(text) == theirs(text, add_special_tokens=False).input_ids
     assert ours.eos_id == theirs.eos_token_id
     assert ours.decode(ours.encode(text)) == text

@@ -14,7 +14,8 @@ from minillm.core.errors import UserError
 from minillm.core.sharding import MeshConfig, make_mesh
 from minillm.model.t5_encoder import offset_buckets
 from minillm.teachers import Teacher
-from minillm.teachers.t5 import t5_teacher
+from minillm.teachers.huggingface import folder_teacher
+from minillm.teachers.t5 import t5_folder
 from tests.teachers.pipelines import write_unigram
 from tests.tolerances import TOLERANCES
 
@@ -74,7 +75,7 @@ def pairs(tmp_path_factory):
 
 
 def load(folder, **settings):
-    return t5_teacher(folder, folder, mesh=make_mesh(MeshConfig()), **settings)
+    return folder_teacher(t5_folder(folder, folder, **settings), mesh=make_mesh(MeshConfig()))
 
 
 def reference_states(theirs, tokens, mask=None):
@@ -216,7 +217,7 @@ def test_layers_that_the_teacher_does_not_have_are_refused(pairs, layers):
         ({"feed_forward_proj": "gated-gelu"}, "no encoder.block.0.layer.1.DenseReluDense.wi_0"),
         ({"relative_attention_num_buckets": 3}, "num_buckets: got 3; wanted an integer from 4"),
         ({"relative_attention_max_distance": 8}, "max_distance: got 8; wanted an integer from 9"),
-        ({"vocab_size": 40}, "a tokenizer of 57 ids; wanted 40 at most"),
+        ({"vocab_size": 40}, "its tokenizer: got 57 tokens"),
         ({"quantization_config": {"bits": 4}}, "config.json: quantization_config"),
     ],
 )
