@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from minillm.core.errors import UserError
@@ -41,6 +42,16 @@ def is_first_host() -> bool:
     return jax.process_index() == 0
 
 
+def count() -> int:
+    """How many processes have joined."""
+    return jax.process_count()
+
+
+def index() -> int:
+    """Which of them this is, from 0."""
+    return jax.process_index()
+
+
 @contextlib.contextmanager
 def first_host_first(name: str) -> Iterator[None]:
     """The first host does what is inside, then the others do: they find the stage complete."""
@@ -66,3 +77,33 @@ def wait_for_all(name: str) -> None:
     """Return when every process has come to the point of that name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def joined(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every host's rows, one host's after the other's, on all hosts; all give as many."""
+    if jax.process_count() == 1:
+        return rows
+    return jax.tree.map(np.asarray, multihost_utils.process_allgather(rows, tiled=True))
+
+
+def gathered(value: bytes) -> list[bytes]:
+    """What every host gives, in their order, on all hosts; all give as many bytes."""
+    if jax.process_count() == 1:
+        return [value]
+    found = multihost_utils.process_allgather(np.frombuffer(value, np.uint8))
+    return [row.tobytes() for row in np.asarray(found)]
+
+
+def local_rows(array: jax.Array, first: int, count: int) -> np.ndarray:
+    """Rows [first, first + count) of an array, which devices of this host hold among them."""
+    if array.is_fully_addressable:
+        return np.asarray(array)[first : first + count]
+    rows = np.empty((count, *array.shape[1:]), array.dtype)
+    for shard in array.addressable_shards:
+        start = shard.index[0].start or 0
+        stop = start + shard.data.shape[0]
+        low, high = max(start, first), min(stop, first + count)
+        if low < high:
+            place = (slice(low - first, high - first), *shard.index[1:])
+            rows[place] = np.asarray(shard.data)[low - start : high - start]
+    return rows

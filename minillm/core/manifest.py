@@ -135,41 +135,84 @@ def open_stage(
         UserError: the directory was made from something else (names every difference), or is a
             file.
     """
+    found = found_stage(directory, schema=schema, config=config, inputs=inputs, begun=begun)
+    if found is not None:
+        return found
+    fresh = Manifest(schema, False, _as_json(config), _as_json(inputs), versions=_versions())
+    write_manifest(directory, fresh)
+    return fresh
+
+
+def found_stage(
+    directory: epath.PathLike,
+    *,
+    schema: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    begun: bool | None = None,
+    all_inputs: bool = True,
+) -> Manifest | None:
+    """What `open_stage` would go on with, or None where it would begin; nothing is written.
+
+    Args:
+        all_inputs: False where `inputs` are those known so far, and others are not compared.
+
+    Raises:
+        UserError: as `open_stage`.
+    """
     require_folder(directory)
     found = read_manifest(directory)
-    # Through JSON, so that tuples and lists compare as what the file holds.
-    wanted = json.loads(json.dumps({"config": dict(config), "inputs": dict(inputs)}))
-    changes = [] if found is None else _all_changes(found, schema, wanted)
-    if changes and found is not None and not found.complete:
-        kept = bool(found.shards) if begun is None else begun
-        found = found if kept else None
     if found is None:
-        fresh = Manifest(schema, False, wanted["config"], wanted["inputs"], versions=_versions())
-        write_manifest(directory, fresh)
-        return fresh
-    if changes:
-        raise UserError(
-            field=str(epath.Path(directory) / MANIFEST_NAME),
-            got="; ".join(changes),
-            wanted="the configuration and inputs the directory was made with",
-            fix="choose another directory, or delete this one to make it anew",
-        )
-    return found
+        return None
+    there = {**found.inputs} if all_inputs else {name: found.inputs.get(name) for name in inputs}
+    changes = [
+        *_changes("schema", found.schema, schema),
+        # Through JSON, so that tuples and lists compare as what the file holds.
+        *_changes("config", {**found.config}, _as_json(config)),
+        *_changes("inputs", there, _as_json(inputs)),
+    ]
+    if not changes:
+        return found
+    kept = bool(found.shards) if begun is None else begun
+    if not found.complete and not kept:
+        return None
+    raise UserError(
+        field=str(epath.Path(directory) / MANIFEST_NAME),
+        got="; ".join(changes),
+        wanted="the configuration and inputs the directory was made with",
+        fix="choose another directory, or delete this one to make it anew",
+    )
 
 
 def require_folder(directory: epath.PathLike) -> None:
     """Raise UserError where a file stands in the place of a folder that is to be written to."""
+    place = _nearest(directory)
+    if not place.is_dir():
+        raise _no_folder(directory, f"{place}, which is a file")
+
+
+def require_writable(directory: epath.PathLike) -> None:
+    """As `require_folder`, and what is there of the path may be written to."""
+    require_folder(directory)
+    place = _nearest(directory)
+    # A bucket has no such bits to ask for.
+    if "://" not in os.fspath(place) and not os.access(place, os.W_OK | os.X_OK):
+        raise _no_folder(directory, f"{place}, which may not be written to")
+
+
+def _nearest(directory: epath.PathLike) -> epath.Path:
+    """The path itself where it exists, else the nearest of its parents that does."""
     path = epath.Path(directory)
-    for place in (path, *path.parents):
-        if place.exists():
-            if not place.is_dir():
-                raise UserError(
-                    field=f"output folder {path}",
-                    got=f"{place}, which is a file",
-                    wanted="a folder, there already or not",
-                    fix="choose another one",
-                )
-            return
+    return next((place for place in (path, *path.parents) if place.exists()), epath.Path("."))
+
+
+def _no_folder(directory: epath.PathLike, got: str) -> UserError:
+    return UserError(
+        field=f"output folder {epath.Path(directory)}",
+        got=got,
+        wanted="a folder, there already or not",
+        fix="choose another one",
+    )
 
 
 def require_complete(directory: epath.PathLike, schema: str) -> Manifest:
@@ -235,12 +278,8 @@ def list_shard(directory: epath.PathLike, name: str, *, first: int, records: int
     return Shard(name, first, records, path.stat().length, file_sha256(path))
 
 
-def _all_changes(found: Manifest, schema: str, wanted: dict[str, Any]) -> list[str]:
-    return [
-        *_changes("schema", found.schema, schema),
-        *_changes("config", dict(found.config), wanted["config"]),
-        *_changes("inputs", dict(found.inputs), wanted["inputs"]),
-    ]
+def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(value)))
 
 
 def _changes(name: str, old: Any, new: Any) -> list[str]:

@@ -8,6 +8,8 @@ from minillm.core import configs
 from minillm.core.errors import UserError
 from minillm.model.rope import Rope
 
+Dtype = Literal["float32", "bfloat16"]
+
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -87,7 +89,7 @@ class ModelConfig:
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
     logit_soft_cap: float | None = None
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Dtype = "float32"
     remat: Literal["none", "dots", "full"] = "none"
     scan_layers: bool = True
     attention_implementation: str | None = None

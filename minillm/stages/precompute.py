@@ -7,19 +7,31 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
 
 from minillm.core import axes, hosts
 from minillm.core.configs import require_at_least
 from minillm.core.errors import UserError
-from minillm.core.manifest import MANIFEST_NAME, Manifest
-from minillm.core.sharding import MeshConfig, check_divides, make_mesh, shard_batch
+from minillm.core.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    found_stage,
+    require_writable,
+)
+from minillm.core.sharding import MeshConfig, check_divides, make_mesh
 from minillm.data.corpus import read_examples
 from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.rows import RowsReader
+from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.data.vocabulary import compare
+from minillm.model.config import Dtype, ModelConfig
 from minillm.stages.preparation import RowsConfig, make_rows
-from minillm.store import TeacherTargets, top_candidates, write_store
-from minillm.teachers import MOCK, Teacher, check_folder, load_teacher
+from minillm.stages.scoring import Scorer, compile_scorer, smallest_batch
+from minillm.stages.training import check_row_fits
+from minillm.store import TeacherTargets, write_store
+from minillm.store.schema import SCHEMA, StoreConfig
+from minillm.teachers import MOCK, check_folder, describe_teacher, load_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,26 +40,27 @@ class PrecomputeConfig:
 
     Attributes:
         candidates: tokens kept a position, the likeliest; the rest of the mass is the tail.
-        batch_size: rows at a time.
-        rows_per_shard: rows a file; what a kill can cost at most.
+        batch_size: rows at a time, over all hosts; None takes as many as pay and fit, as the
+            compiler counts before anything is loaded. A store that was begun keeps its own.
+        rows_per_shard: rows a file; what a kill can cost each host at most.
+        dtype: of the teacher's matrices and activations; None is float32 on CPU, which has no
+            faster arithmetic, and bfloat16 elsewhere. Logits are float32 either way.
         rows: how files are packed, where no packed rows are given.
         seed: of the weights, for the teacher `mock`.
     """
 
     candidates: int = 16
-    batch_size: int = 32
+    batch_size: int | None = None
     rows_per_shard: int = 512
+    dtype: Dtype | None = None
     mesh: MeshConfig = MeshConfig()
     rows: RowsConfig = RowsConfig()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_at_least(
-            1,
-            candidates=self.candidates,
-            batch_size=self.batch_size,
-            rows_per_shard=self.rows_per_shard,
-        )
+        require_at_least(1, candidates=self.candidates, rows_per_shard=self.rows_per_shard)
+        if self.batch_size is not None:
+            require_at_least(1, batch_size=self.batch_size)
 
 
 def rows_for(
@@ -76,8 +89,10 @@ def rows_for(
     tokenizer = tokenizer_path or epath.Path(teacher)
     if (epath.Path(data) / MANIFEST_NAME).exists():
         return data, tokenizer
-    examples = list(read_examples(data))
-    make_rows(packed, config.rows, examples, load_tokenizer(tokenizer))
+    require_writable(packed)
+    with hosts.first_host_first("rows packed"):
+        examples = list(read_examples(data))
+        make_rows(packed, config.rows, examples, load_tokenizer(tokenizer))
     return packed, tokenizer
 
 
@@ -93,6 +108,9 @@ def precompute(
 ) -> Manifest:
     """Write the teacher's targets for every token of every row, or go on writing them.
 
+    Whatever can be wrong is looked for before the weights are loaded. Several hosts that have
+    joined share the work: each scores rows of its own, and all need the same folders.
+
     Args:
         teacher: a model folder, or "mock" for a tiny random model.
         tokenizer: with which the rows were made; needed where it is another file than the
@@ -100,27 +118,34 @@ def precompute(
         devices: what the mesh is made of; None takes all.
 
     Raises:
-        UserError: the teacher's vocabulary or tokenizer is not the one the rows were made with.
+        UserError: the teacher's vocabulary or tokenizer is not the one the rows were made with,
+            the rows are longer than the teacher reads, the mesh does not fit the devices, a batch
+            does not fit their memory, or the directory holds something else.
     """
-    hosts.require_one_host("precomputing a teacher's targets")
     reader = RowsReader(rows)
-    mesh = make_mesh(config.mesh, devices)
-    check_divides("batch_size", config.batch_size, mesh, axes.BATCH)
-    loaded = load_teacher(
-        teacher, vocab_size=int(reader.manifest.counts["vocab_size"]), seed=config.seed, mesh=mesh
+    mesh = make_mesh(config.mesh, devices or _all_devices())
+    dtype = config.dtype or ("float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16")
+    vocab_size = int(reader.manifest.counts["vocab_size"])
+    model, own = describe_teacher(teacher, vocab_size=vocab_size, dtype=dtype)
+    check_row_fits(model, reader.row_length, name="teacher's ")
+    kept = (
+        model.vocab_size
+        if own is None
+        else _shared_vocabulary(own, model.vocab_size, teacher, reader, tokenizer)
     )
-    vocab_size = _shared_vocabulary(loaded, teacher, reader, tokenizer)
-    candidates = min(config.candidates, vocab_size)
+    store = StoreConfig(
+        candidates=min(config.candidates, kept),
+        vocab_size=kept,
+        row_length=reader.row_length,
+        rows_per_shard=config.rows_per_shard,
+    )
+    begun = _check_output(directory, store, reader)
+    scorer = _scorer(config, mesh, model, store, len(reader), begun)
+    loaded = load_teacher(teacher, vocab_size=vocab_size, seed=config.seed, mesh=mesh, dtype=dtype)
+    params = nnx.to_pure_dict(nnx.state(loaded.model))
 
     def score(batch: Mapping[str, np.ndarray]) -> TeacherTargets:
-        with jax.set_mesh(mesh):
-            on_mesh = shard_batch(dict(batch), mesh)
-            logits = loaded.logits(
-                on_mesh["tokens"],
-                segment_ids=on_mesh["segment_ids"],
-                positions=on_mesh["positions"],
-            )
-            return top_candidates(logits[..., :vocab_size], candidates)
+        return scorer(params, batch)
 
     return write_store(
         directory,
@@ -128,25 +153,32 @@ def precompute(
         score,
         teacher_fingerprint=loaded.fingerprint,
         tokenizer_fingerprint=reader.manifest.inputs["tokenizer"],
-        candidates=candidates,
-        batch_size=config.batch_size,
-        rows_per_shard=config.rows_per_shard,
-        vocab_size=vocab_size,
+        candidates=store.candidates,
+        batch_size=scorer.rows_of_a_host,
+        rows_per_shard=store.rows_per_shard,
+        vocab_size=store.vocab_size,
         description=description,
     )
 
 
+def _all_devices() -> list[jax.Device]:
+    # By host, so that the rows that a host gives are ones that its own devices hold.
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
 def _shared_vocabulary(
-    loaded: Teacher, teacher: str, rows: RowsReader, tokenizer_path: epath.PathLike | None
+    own: Tokenizer,
+    logits: int,
+    teacher: str,
+    rows: RowsReader,
+    tokenizer_path: epath.PathLike | None,
 ) -> int:
     """How many of the teacher's logits are for the rows' ids: the first so many, the rest is cut.
 
     Raises:
         UserError: the teacher's tokenizer and the rows' do not mean the same by an id.
     """
-    own, wanted = loaded.tokenizer, rows.manifest.inputs["tokenizer"]
-    if own is None:
-        return loaded.config.vocab_size
+    wanted = rows.manifest.inputs["tokenizer"]
     made_with = own
     if own.fingerprint != wanted and tokenizer_path is not None:
         made_with = load_tokenizer(tokenizer_path)
@@ -157,7 +189,56 @@ def _shared_vocabulary(
             wanted=f"the tokenizer of {rows.directory} (fingerprint {wanted[:12]})",
             fix="give the tokenizer of the rows, or pack the text with the teacher's",
         )
-    found = compare(made_with, own, loaded.config.vocab_size).require_same(teacher)
+    found = compare(made_with, own, logits).require_same(teacher)
     if note := found.note(teacher):
         logging.warning("%s", note)
     return found.kept
+
+
+def _check_output(
+    directory: epath.PathLike, store: StoreConfig, reader: RowsReader
+) -> Manifest | None:
+    """What the directory holds of this store; only the weights' fingerprint is not compared yet."""
+    found = found_stage(
+        directory,
+        schema=SCHEMA,
+        config=dataclasses.asdict(store),
+        inputs={"rows": reader.fingerprint, "tokenizer": reader.manifest.inputs["tokenizer"]},
+        all_inputs=False,
+    )
+    if found is None or not found.complete:
+        require_writable(directory)
+    return found
+
+
+def _scorer(
+    config: PrecomputeConfig,
+    mesh: Mesh,
+    model: ModelConfig,
+    store: StoreConfig,
+    rows: int,
+    begun: Manifest | None,
+) -> Scorer:
+    size = config.batch_size
+    if size is not None:
+        check_divides("batch_size", size, mesh, axes.BATCH)
+        if size % hosts.count():
+            raise UserError(
+                field="batch_size",
+                got=size,
+                wanted=f"a multiple of the {hosts.count()} hosts",
+                fix=f"try {-(-size // hosts.count()) * hosts.count()}",
+            )
+    elif begun is not None and begun.shards:
+        # Another batch could round otherwise; the shards of a store should not differ in that.
+        before = int(begun.measured.get("batch_size", 0))
+        size = before if before and before % smallest_batch(mesh) == 0 else None
+    return compile_scorer(
+        model,
+        mesh,
+        row_length=store.row_length,
+        rows=rows,
+        candidates=store.candidates,
+        vocab_size=store.vocab_size,
+        batch_size=size,
+    )

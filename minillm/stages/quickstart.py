@@ -127,7 +127,8 @@ class _Work:
                     jax.device_count(),
                 )
         mesh = make_mesh(config.precompute.mesh, self._precompute_devices())
-        check_divides("precompute.batch_size", config.precompute.batch_size, mesh, axes.BATCH)
+        if config.precompute.batch_size is not None:
+            check_divides("precompute.batch_size", config.precompute.batch_size, mesh, axes.BATCH)
 
     def prepare(self) -> None:
         """Corpus, tokenizer, and rows for training, held-out loss and fine-tune."""
@@ -209,7 +210,8 @@ class _Work:
         return self.config.teacher not in (None, MOCK)
 
     def _precompute_devices(self) -> list[jax.Device]:
-        return devices_for(self.config.precompute.mesh, self.config.precompute.batch_size)
+        size = self.config.precompute.batch_size
+        return jax.devices() if size is None else devices_for(self.config.precompute.mesh, size)
 
     def _teacher_run(self) -> RunConfig:
         run = self.config.teacher_run

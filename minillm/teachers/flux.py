@@ -16,6 +16,7 @@ from etils import epath
 
 from minillm.core.errors import UserError
 from minillm.data.special_tokens import read_object
+from minillm.model.config import Dtype
 from minillm.teachers.huggingface import Folder, huggingface_folder
 from minillm.teachers.t5 import t5_folder
 
@@ -78,7 +79,7 @@ def find_text_encoder(pipeline: epath.PathLike) -> TextEncoder:
     return TextEncoder(classes[chosen], pipeline / chosen, pipeline / tokenizer)
 
 
-def pipeline_folder(pipeline: epath.PathLike, dtype: str | None = None) -> Folder:
+def pipeline_folder(pipeline: epath.PathLike, dtype: Dtype | None = None) -> Folder:
     """The pipeline's text encoder but for its weights; it has logits, or hidden states alone.
 
     Args:

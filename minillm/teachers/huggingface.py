@@ -1,7 +1,7 @@
 """A teacher from a Hugging Face folder: config.json, safetensors files, a tokenizer."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 from jax.sharding import Mesh
@@ -10,7 +10,7 @@ from minillm.core.errors import UserError
 from minillm.core.manifest import file_sha256, fingerprint_of
 from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.tokenizer_protocol import Tokenizer
-from minillm.model.config import ModelConfig
+from minillm.model.config import Dtype, ModelConfig
 from minillm.model.functional import ModelFunction
 from minillm.model.t5_encoder import T5Config, T5Encoder
 from minillm.model.transformer import Transformer
@@ -43,13 +43,16 @@ class Folder(NamedTuple):
 
 
 def huggingface_folder(
-    directory: epath.PathLike, dtype: str | None = None, *, tokenizer: epath.PathLike | None = None
+    directory: epath.PathLike,
+    dtype: Dtype | None = None,
+    *,
+    tokenizer: epath.PathLike | None = None,
 ) -> Folder:
     """Everything but the weights, and whether they are those that the configuration asks for.
 
     Args:
         dtype: of matrices and activations; None is float32.
-        tokenizer: the folder it lies in; None is the model's own.
+        tokenizer: where it lies, if not in the folder.
 
     Raises:
         UserError: a part is missing or broken, or two do not fit together.
@@ -61,14 +64,14 @@ def huggingface_folder(
     return Folder(config, weights, ignored, files, loaded)
 
 
-def folder_teacher(folder: Folder, *, mesh: Mesh) -> Teacher:
+def huggingface_teacher(folder: Folder, *, mesh: Mesh) -> Teacher:
     """The model of a folder, each tensor read straight onto its shards.
 
     Raises:
         UserError: weights that are not finite.
     """
     model = T5Encoder if isinstance(folder.config, T5Config) else Transformer
-    function = ModelFunction(folder.config, model)
+    function: ModelFunction[Any] = ModelFunction(folder.config, model)
     abstract = function.abstract(mesh, folder.config.compute_dtype)
     params = load_weights(folder.files, folder.weights, abstract, ignored=folder.ignored)
     return Teacher(
@@ -79,9 +82,9 @@ def folder_teacher(folder: Folder, *, mesh: Mesh) -> Teacher:
 
 
 def load_model(
-    directory: epath.PathLike, *, mesh: Mesh, dtype: str | None = None
+    directory: epath.PathLike, *, mesh: Mesh, dtype: Dtype | None = None
 ) -> tuple[ModelConfig, Params]:
-    """The configuration and the weights of a folder that needs no tokenizer."""
+    """As `huggingface_teacher`, without a tokenizer."""
     config, weights, ignored, files = _model(directory, dtype)
     abstract = ModelFunction(config).abstract(mesh, config.compute_dtype)
     return config, load_weights(files, weights, abstract, ignored=ignored)
@@ -93,7 +96,7 @@ def files_fingerprint(files: TensorFiles, dtype: str) -> str:
 
 
 def _model(
-    directory: epath.PathLike, dtype: str | None
+    directory: epath.PathLike, dtype: Dtype | None
 ) -> tuple[ModelConfig, WeightMap, tuple[str, ...], TensorFiles]:
     files = TensorFiles(directory)
     config, weights, ignored = describe(directory, files.names)

@@ -1,5 +1,6 @@
 """From a path to a teacher."""
 
+import dataclasses
 import os
 
 from etils import epath
@@ -8,12 +9,15 @@ from jax.sharding import Mesh
 from minillm.core.checkpoint import MODEL_DESCRIPTION
 from minillm.core.errors import UserError
 from minillm.core.sharding import MeshConfig, make_mesh
-from minillm.teachers.checkpoint import checkpoint_teacher
+from minillm.data.tokenizer_protocol import Tokenizer
+from minillm.model.config import Dtype, ModelConfig
+from minillm.model.t5_encoder import T5Config
+from minillm.teachers.checkpoint import checkpoint_description, checkpoint_teacher
 from minillm.teachers.flux import PIPELINE_INDEX, pipeline_folder
-from minillm.teachers.huggingface import Folder, folder_teacher, huggingface_folder
+from minillm.teachers.huggingface import Folder, huggingface_folder, huggingface_teacher
 from minillm.teachers.huggingface_config import CONFIG
-from minillm.teachers.mock import mock_teacher
-from minillm.teachers.teacher import Teacher
+from minillm.teachers.mock import mock_config, mock_teacher
+from minillm.teachers.teacher import Teacher, require_decoder
 
 MOCK = "mock"
 
@@ -24,7 +28,7 @@ def load_teacher(
     vocab_size: int | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
-    dtype: str | None = None,
+    dtype: Dtype | None = None,
 ) -> Teacher:
     """Load a teacher.
 
@@ -36,17 +40,33 @@ def load_teacher(
             teacher's own.
         seed: of the weights of "mock".
         mesh: where the weights go; None spreads batches over all devices.
-        dtype: of a Hugging Face model's matrices and activations, "float32" or "bfloat16"; None
-            is float32.
+        dtype: of matrices and activations; None takes what a minillm model was trained in, and
+            float32 for any other.
 
     Raises:
         UserError: nothing there, no model, or one of another vocabulary.
     """
-    if dtype not in (None, "float32", "bfloat16"):
-        raise UserError(
-            field="dtype", got=dtype, wanted="float32 or bfloat16", fix="leave it out for float32"
-        )
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+    folder = None if os.fspath(path) == MOCK else _foreign_folder(epath.Path(path), dtype)
+    if folder is not None:
+        _require_ids(path, folder.config, vocab_size)
+        return huggingface_teacher(folder, mesh=mesh)
+    config, _ = describe_teacher(path, vocab_size=vocab_size, dtype=dtype)
+    if os.fspath(path) == MOCK:
+        return mock_teacher(config.vocab_size, seed=seed, mesh=mesh, dtype=dtype)
+    return checkpoint_teacher(epath.Path(path), mesh=mesh, dtype=dtype)
+
+
+def describe_teacher(
+    path: epath.PathLike, *, vocab_size: int | None = None, dtype: Dtype | None = None
+) -> tuple[ModelConfig, Tokenizer | None]:
+    """The configuration with which `load_teacher` would load a teacher of logits; its tokenizer.
+
+    No weights are read: what can be wrong with a folder's descriptions is found here.
+
+    Raises:
+        UserError: as `load_teacher`, or the teacher has hidden states alone.
+    """
     if os.fspath(path) == MOCK:
         if vocab_size is None:
             raise UserError(
@@ -55,33 +75,48 @@ def load_teacher(
                 wanted='the size of the tokenizer that the teacher "mock" shall read',
                 fix="give vocab_size=tokenizer.vocab_size",
             )
-        return mock_teacher(vocab_size, seed=seed, mesh=mesh)
+        config = mock_config(vocab_size)
+        return dataclasses.replace(config, compute_dtype=dtype or config.compute_dtype), None
     directory = epath.Path(path)
-    if _is_there(directory / MODEL_DESCRIPTION):
-        teacher = checkpoint_teacher(directory, mesh=mesh)
-    else:
-        teacher = folder_teacher(_foreign(directory, dtype), mesh=mesh)
-    if vocab_size is not None and vocab_size > teacher.config.vocab_size:
+    folder = _foreign_folder(directory, dtype)
+    if folder is not None:
+        _require_ids(path, folder.config, vocab_size)
+        return require_decoder(folder.config), folder.tokenizer
+    own, tokenizer = checkpoint_description(directory, dtype)
+    _require_ids(path, own, vocab_size)
+    return own, tokenizer
+
+
+def _require_ids(
+    path: epath.PathLike, config: ModelConfig | T5Config, vocab_size: int | None
+) -> None:
+    if vocab_size is not None and vocab_size > config.vocab_size:
         raise UserError(
-            field=f"teacher {directory}",
-            got=f"a vocabulary of {teacher.config.vocab_size} tokens",
+            field=f"teacher {os.fspath(path)}",
+            got=f"a vocabulary of {config.vocab_size} tokens",
             wanted=f"at least {vocab_size}, as the rows have",
             fix="pack the text into rows with the teacher's tokenizer",
         )
-    return teacher
 
 
 def check_folder(directory: epath.Path) -> None:
-    """Raise UserError unless the folder holds a model that can be a teacher.
+    """Raise UserError unless the folder holds a model that can be a teacher of logits.
 
-    No weights are read, but all else is: what is wrong with a folder is found here.
+    No weights are read. Of another project's folder all else is: what is wrong is found here.
     """
-    if not _is_there(directory / MODEL_DESCRIPTION):
-        _foreign(directory)
+    folder = _foreign_folder(directory)
+    if folder is not None:
+        require_decoder(folder.config)
 
 
-def _foreign(directory: epath.Path, dtype: str | None = None) -> Folder:
-    """What another project's folder holds, but for the weights."""
+def _foreign_folder(directory: epath.Path, dtype: Dtype | None = None) -> Folder | None:
+    """What a folder of another project holds, but for the weights; None of a minillm one.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if _is_there(directory / MODEL_DESCRIPTION):
+        return None
     if _is_there(directory / CONFIG):
         return huggingface_folder(directory, dtype)
     if _is_there(directory / PIPELINE_INDEX):

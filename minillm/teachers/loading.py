@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from minillm.core.errors import UserError
 from minillm.core.sharding import mesh_of
@@ -61,8 +60,7 @@ def load_weights(
         params[path].write(Part(files, name, source, leaves[path].sharding, layer), number)
 
     in_files = sorted(range(len(tensors)), key=lambda number: files.place(tensors[number].name))
-    # Two: one reads while the other copies. Accelerators write by themselves while one reads.
-    pool = ThreadPoolExecutor(2 if _on_host(mesh_of(abstract)) else 1)
+    pool = ThreadPoolExecutor(min(param.writers for param in params.values()))
     try:
         for _ in pool.map(write, in_files):
             pass
@@ -167,11 +165,8 @@ def _require_whole(weight_map: WeightMap, leaves: Mapping[Path, Any]) -> None:
 
 
 def _shards(leaf: jax.ShapeDtypeStruct, tensors: int) -> HostShards | DeviceShards:
-    return (HostShards if _on_host(mesh_of(leaf)) else DeviceShards)(leaf, tensors)
-
-
-def _on_host(mesh: Mesh) -> bool:
-    return mesh.devices.flat[0].platform == "cpu"
+    on_host = mesh_of(leaf).devices.flat[0].platform == "cpu"
+    return (HostShards if on_host else DeviceShards)(leaf, tensors)
 
 
 def _require_finite(files: TensorFiles, names: Sequence[str], finite: np.ndarray) -> None:

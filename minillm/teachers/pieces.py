@@ -111,8 +111,10 @@ class Part:
             if first not in rows:
                 rows[first] = self._read(first, first + count)
             whole = rows[first].reshape(*self._extent[:after], *view[after:])
-            kept = [slice(begin[axis], begin[axis] + self._extent[axis]) for axis in axes[after:]]
-            return whole[(..., *kept)].transpose(self._source.order)
+            kept = [slice(None)] * after + [
+                slice(begin[axis], begin[axis] + self._extent[axis]) for axis in axes[after:]
+            ]
+            return whole[tuple(kept)].transpose(self._source.order)
 
         return read
 
@@ -131,8 +133,8 @@ class Part:
         return values.astype(np.float32) if values.dtype == np.float64 else values
 
 
-def blocks_of(index: Sequence[slice], shape: Sequence[int]) -> Place:
-    """The place among blocks of the one with this index, in an array of blocks of that shape."""
+def blocks_of(index: Any, shape: Sequence[int]) -> Place:
+    """The place among blocks of that shape of the one with this index, a tuple of slices."""
     return tuple((part.start or 0) // size for part, size in zip(index, shape, strict=True))
 
 

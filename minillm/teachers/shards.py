@@ -21,12 +21,17 @@ _COLUMNS = 16
 class HostShards:
     """A parameter on CPU devices: blocks that numpy fills and JAX takes as they are.
 
-    Nothing is compiled, and no block exists twice. Several threads may write at once.
+    Nothing is compiled, and no block exists twice.
 
     Args:
         leaf: shape, dtype and sharding.
         tensors: how many are to be written.
+
+    Attributes:
+        writers: how many threads may write at once: while one reads, another one copies.
     """
+
+    writers = 2
 
     def __init__(self, leaf: jax.ShapeDtypeStruct, tensors: int) -> None:
         self._leaf = leaf
@@ -88,7 +93,12 @@ class DeviceShards:
     Args:
         leaf: shape, dtype and sharding.
         tensors: how many are to be written.
+
+    Attributes:
+        writers: how many threads may write at once: while the one reads, the devices copy.
     """
+
+    writers = 1
 
     def __init__(self, leaf: jax.ShapeDtypeStruct, tensors: int) -> None:
         self._sharding = leaf.sharding

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from etils import epath
 
 from minillm.data.load_tokenizer import load_tokenizer
+from minillm.model.config import Dtype
 from minillm.model.t5_encoder import T5Config
 from minillm.teachers.config_reader import ConfigReader
 from minillm.teachers.huggingface import Folder, require_same_vocabulary
@@ -21,7 +22,7 @@ _IGNORED = ("decoder.*", "lm_head.weight", *_EMBEDDINGS)
 
 
 def t5_folder(
-    directory: epath.PathLike, tokenizer: epath.PathLike, dtype: str | None = None
+    directory: epath.PathLike, tokenizer: epath.PathLike, dtype: Dtype | None = None
 ) -> Folder:
     """Everything of an encoder but the weights, and whether they are those it asks for.
 

@@ -1,5 +1,6 @@
 """Llama folders of random weights, and where their tensors belong, written down apart."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ from safetensors.numpy import save_file
 
 from minillm.model.config import ModelConfig
 from minillm.teachers.weights import LAYER, Source
+from tests.data.foreign import gpt2
 
 TINY = ModelConfig(
     vocab_size=48,
@@ -164,3 +166,44 @@ def llama_params(config, tensors, plus=0.0):
     if not c.tie_embeddings:
         params["head"] = get("lm_head")
     return params
+
+
+WHOLE = dataclasses.replace(TINY, vocab_size=520, num_layers=2)
+# config.json of WHOLE, with what decides the most: grouped queries, scaled rope, a head of its own.
+DESCRIPTION = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 520,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 24,
+    "hidden_act": "silu",
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    "torch_dtype": "float32",
+}
+
+
+def write_folder(directory, files=2):
+    """A whole Hugging Face folder: Llama, two files and an index, a byte-level tokenizer."""
+    gpt2(directory)
+    write_files(directory, random_tensors(WHOLE), files)
+    (directory / "config.json").write_text(json.dumps(DESCRIPTION))
+    return directory

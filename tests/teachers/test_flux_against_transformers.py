@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from etils import epath
 
 from minillm.core.errors import UserError
-from minillm.teachers import load_teacher
+from minillm.teachers import check_folder, describe_teacher, load_teacher
 from tests.teachers.pipelines import (
     FLUX_1,
     FLUX_2,
@@ -140,6 +141,11 @@ def test_the_t5_of_flux_1_gives_the_states_that_the_pipeline_takes(tmp_path):
     assert_close(teacher.hidden_states(tokens), expected)
     with pytest.raises(UserError, match="T5 encoder.*FLUX.2, which is a decoder"):
         teacher.logits(tokens)
+    # What asks for logits is told before anything is loaded or packed.
+    with pytest.raises(UserError, match="T5 encoder.*FLUX.2, which is a decoder"):
+        check_folder(epath.Path(tmp_path))
+    with pytest.raises(UserError, match="T5 encoder.*FLUX.2, which is a decoder"):
+        describe_teacher(tmp_path)
 
 
 @pytest.mark.parametrize("name", PIPELINES)

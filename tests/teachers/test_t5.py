@@ -14,9 +14,9 @@ from minillm.core.errors import UserError
 from minillm.core.sharding import MeshConfig, make_mesh
 from minillm.model.t5_encoder import offset_buckets
 from minillm.teachers import Teacher
-from minillm.teachers.huggingface import folder_teacher
+from minillm.teachers.huggingface import huggingface_teacher
 from minillm.teachers.t5 import t5_folder
-from tests.teachers.pipelines import write_unigram
+from tests.teachers.pipelines import write_byte_level, write_unigram
 from tests.tolerances import TOLERANCES
 
 torch = pytest.importorskip("torch")
@@ -75,7 +75,7 @@ def pairs(tmp_path_factory):
 
 
 def load(folder, **settings):
-    return folder_teacher(t5_folder(folder, folder, **settings), mesh=make_mesh(MeshConfig()))
+    return huggingface_teacher(t5_folder(folder, folder, **settings), mesh=make_mesh(MeshConfig()))
 
 
 def reference_states(theirs, tokens, mask=None):
@@ -211,13 +211,13 @@ def test_layers_that_the_teacher_does_not_have_are_refused(pairs, layers):
         ({"is_decoder": True}, "config.json: is_decoder: got True"),
         ({"model_type": "mt5"}, "config.json: model_type: got 'mt5'"),
         ({"num_heads": 0}, "config.json: num_heads: got 0"),
-        ({"d_kv": 6}, r"SelfAttention.*shape \[32, 20\]; wanted \[32, 24\]"),
+        ({"d_kv": 6}, r"SelfAttention.*shape \[20, 32\]; wanted \[24, 32\]"),
         ({"num_layers": 3}, "got no encoder.block.2"),
         ({"num_layers": 1}, "encoder.block.1.*for which the model has no place"),
         ({"feed_forward_proj": "gated-gelu"}, "no encoder.block.0.layer.1.DenseReluDense.wi_0"),
         ({"relative_attention_num_buckets": 3}, "num_buckets: got 3; wanted an integer from 4"),
         ({"relative_attention_max_distance": 8}, "max_distance: got 8; wanted an integer from 9"),
-        ({"vocab_size": 40}, "its tokenizer: got 57 tokens"),
+        ({"vocab_size": 40}, r"shared.weight: got shape \[61, 32\]; wanted \[40, 32\]"),
         ({"quantization_config": {"bits": 4}}, "config.json: quantization_config"),
     ],
 )
@@ -227,3 +227,9 @@ def test_a_configuration_that_the_encoder_is_not_of_is_refused(pairs, tmp_path, 
     (folder / "config.json").write_text(json.dumps({**settings, **change}))
     with pytest.raises(UserError, match=message):
         load(folder)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_encoder_is_refused(pairs, tmp_path):
+    write_byte_level(tmp_path)
+    with pytest.raises(UserError, match="its tokenizer: got 258 tokens; wanted about 61"):
+        t5_folder(pairs["relu"].folder, tmp_path)

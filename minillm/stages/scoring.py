@@ -1,0 +1,245 @@
+"""A teacher over batches of rows: one computation, compiled once, for a batch that fits."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from minillm.core import axes, hosts
+from minillm.core.errors import UserError
+from minillm.core.sharding import logical_sharding, rounded_up
+from minillm.model.config import ModelConfig
+from minillm.model.functional import ModelFunction, Params
+from minillm.model.transformer import Transformer
+from minillm.store import TeacherTargets, top_candidates
+
+INPUTS = ("tokens", "segment_ids", "positions")
+# Tokens that a device takes at a time where nobody says: with more it gets no faster.
+ENOUGH_TOKENS = {"cpu": 2048, "gpu": 32_768, "tpu": 32_768}
+# Of the memory, what a computation may plan with: allocators waste some, and on CPU it is shared.
+SHARE = {"cpu": 0.5, "gpu": 0.9, "tpu": 0.9}
+# Positions whose logits a device holds at a time: as fast on CPU as all at once, in a thirtieth
+# of the memory at 1,024 positions and 32,000 tokens.
+_POSITIONS_AT_A_TIME = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """A teacher's targets for batches of `batch_size` rows over all hosts.
+
+    Attributes:
+        compiled: from parameters and a batch on the mesh to targets.
+        needed: bytes of a device's memory that it takes, weights and batch included.
+    """
+
+    compiled: jax.stages.Compiled
+    mesh: Mesh
+    batch_size: int
+    needed: int
+
+    @property
+    def rows_of_a_host(self) -> int:
+        """How many rows each host gives at a time."""
+        return self.batch_size // jax.process_count()
+
+    def __call__(self, params: Params, rows: Mapping[str, np.ndarray]) -> TeacherTargets:
+        """Targets of this host's rows, in numpy; every host calls this at the same time."""
+        # All rows to all hosts, integers all: the devices of one row may be on several of them.
+        whole = hosts.joined({name: rows[name] for name in INPUTS})
+        sharding = _row_sharding(self.mesh)
+        on_mesh = {
+            name: jax.make_array_from_callback(part.shape, sharding, part.__getitem__)
+            for name, part in whole.items()
+        }
+        targets = self.compiled(params, on_mesh)
+        first = jax.process_index() * self.rows_of_a_host
+        return TeacherTargets(
+            *(hosts.local_rows(part, first, self.rows_of_a_host) for part in targets)
+        )
+
+
+def compile_scorer(
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    row_length: int,
+    rows: int,
+    candidates: int,
+    vocab_size: int,
+    batch_size: int | None,
+    memory: int | None = None,
+) -> Scorer:
+    """The teacher's computation for `batch_size` rows, or for as many as pay and fit.
+
+    Nothing is loaded and nothing run: the compiler says what a batch would take. Sizes are powers
+    of two times the smallest that the mesh and the hosts share evenly, at most what `rows` need,
+    and at most ENOUGH_TOKENS a device.
+
+    Args:
+        config: of the teacher; its parameters come in the compute dtype.
+        rows: how many there are to score.
+        vocab_size: of the tokenizer; logits beyond it are cut off.
+        memory: bytes of each device; None asks the device.
+
+    Raises:
+        UserError: the batch does not fit, or not even the smallest; says what it takes.
+    """
+    memory = device_memory(mesh) if memory is None else memory
+    sizes = [batch_size] if batch_size else _sizes(mesh, row_length, rows)
+    needed: int | None = None
+    for size in sizes:
+        compiled, needed = _compiled(config, mesh, row_length, candidates, vocab_size, size)
+        if compiled is not None and (memory is None or needed <= memory):
+            return Scorer(compiled, mesh, size, needed)
+    raise _too_large(config, mesh, row_length, sizes[-1], needed, memory, batch_size)
+
+
+def smallest_batch(mesh: Mesh) -> int:
+    """The fewest rows that the mesh and the hosts share evenly."""
+    return int(np.lcm(rounded_up(1, mesh, axes.BATCH), jax.process_count()))
+
+
+def device_memory(mesh: Mesh) -> int | None:
+    """Bytes that a device's computation may take; None where the device does not say."""
+    device = mesh.local_devices[0]
+    share = SHARE.get(device.platform, 0.9)
+    if device.platform == "cpu":
+        return int(share * _available_on_host()) // len(mesh.local_devices)
+    stats = device.memory_stats() or {}
+    return int(share * stats["bytes_limit"]) if "bytes_limit" in stats else None
+
+
+def _available_on_host() -> int:
+    # What Linux would give without swapping, caches included; elsewhere what is free.
+    path = Path("/proc/meminfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _sizes(mesh: Mesh, row_length: int, rows: int) -> list[int]:
+    """What to try, the largest first: mostly it fits, and is then the one that is compiled."""
+    smallest = smallest_batch(mesh)
+    shards = rounded_up(1, mesh, axes.BATCH)
+    enough = ENOUGH_TOKENS.get(mesh.local_devices[0].platform, ENOUGH_TOKENS["gpu"])
+    sizes = [smallest]
+    while sizes[-1] < rows and sizes[-1] * row_length < enough * shards:
+        sizes.append(2 * sizes[-1])
+    return sizes[::-1]
+
+
+def _compiled(
+    config: ModelConfig, mesh: Mesh, row_length: int, candidates: int, vocab_size: int, size: int
+) -> tuple[jax.stages.Compiled | None, int]:
+    """The computation for `size` rows, and the bytes it takes; without it, at least so many."""
+    if mesh.local_devices[0].platform == "cpu":
+        config = dataclasses.replace(config, scan_layers=False)
+    function = ModelFunction(config)
+    params = function.abstract(mesh, config.compute_dtype)
+    shape = jax.ShapeDtypeStruct((size, row_length), jnp.int32, sharding=_row_sharding(mesh))
+    shards = rounded_up(1, mesh, axes.BATCH)
+    at_a_time = max(1, _POSITIONS_AT_A_TIME * shards // size)
+
+    def score(params: Params, rows: dict[str, Array]) -> TeacherTargets:
+        model = function.bind(params)
+        hidden = model.hidden(
+            rows["tokens"], segment_ids=rows["segment_ids"], positions=rows["positions"]
+        )
+        return targets_of(model, hidden, candidates, at_a_time, vocab_size)
+
+    layouts = TeacherTargets(_row_sharding(mesh), _row_sharding(mesh), _row_sharding(mesh))
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(score, out_shardings=layouts).lower(params, dict.fromkeys(INPUTS, shape))
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            # A TPU's compiler says itself when something does not fit.
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return None, _bytes_of(params)
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return compiled, _bytes_of(params)
+    return compiled, (
+        memory.temp_size_in_bytes
+        + memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+def targets_of(
+    model: Transformer,
+    hidden: Float[Array, "B T D"],
+    candidates: int,
+    at_a_time: int,
+    vocab_size: int,
+) -> TeacherTargets:
+    """Logits and their candidates for `at_a_time` positions of every row after the other.
+
+    All logits at once would be the largest array of the whole computation.
+    """
+    batch, length, width = hidden.shape
+    turns = -(-length // at_a_time)
+    padded = jnp.pad(hidden, ((0, 0), (0, turns * at_a_time - length), (0, 0)))
+    # Every turn takes each `turns`-th position: rows cut along T stay on their devices.
+    by_turn = jnp.moveaxis(padded.reshape(batch, at_a_time, turns, width), 2, 0)
+    found = jax.lax.map(
+        lambda part: top_candidates(model.logits(part)[..., :vocab_size], candidates), by_turn
+    )
+
+    def in_order(part: Array) -> Array:
+        part = jnp.moveaxis(part, 0, 2)
+        return part.reshape(batch, turns * at_a_time, *part.shape[3:])[:, :length]
+
+    return TeacherTargets(*(in_order(part) for part in found))
+
+
+def _bytes_of(params: Params) -> int:
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(params)
+    )
+
+
+def _row_sharding(mesh: Mesh) -> jax.sharding.NamedSharding:
+    return logical_sharding(mesh, (axes.BATCH, axes.LENGTH))
+
+
+def _too_large(
+    config: ModelConfig,
+    mesh: Mesh,
+    row_length: int,
+    size: int,
+    needed: int | None,
+    memory: int | None,
+    batch_size: int | None,
+) -> UserError:
+    dtype = config.compute_dtype
+    weights = _bytes_of(ModelFunction(config).abstract(mesh, dtype))
+    advice = ["mesh.fsdp or mesh.tensor to share the weights among more devices"]
+    if batch_size:
+        advice.insert(0, "a smaller batch_size, or none to have it found")
+    if dtype == "float32":
+        advice.append("dtype=bfloat16")
+    advice.append("shorter rows (rows.row_length)")
+    there = "less" if memory is None else f"{_gib(memory)} to plan with"
+    return UserError(
+        field="batch_size" if batch_size else "memory",
+        got=f"{_gib(needed or weights)} a device for batches of {size} rows of {row_length} "
+        f"tokens, {_gib(weights)} of it weights in {dtype}",
+        wanted=f"what a device has: {there}",
+        fix="try " + ", or ".join(advice),
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{count:,} bytes ({count / 2**30:.2f} GiB)"

@@ -1,0 +1,41 @@
+"""Run by test_precompute.py once a process: targets of the rows in argv[1], into argv[2]."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from minillm.core import hosts
+from minillm.core.sharding import MeshConfig
+from minillm.stages import precompute as stage
+from minillm.stages.scoring import Scorer
+from tests.stages.precompute_inputs import ROWS_PER_SHARD
+
+
+def main() -> None:
+    work, output, together, sizes, pause = sys.argv[1:]
+    if together == "together":
+        hosts.join_hosts()
+    score = Scorer.__call__
+
+    def slowly(self, params, rows):
+        time.sleep(float(pause))
+        return score(self, params, rows)
+
+    Scorer.__call__ = slowly
+    made = stage.precompute(
+        output,
+        stage.PrecomputeConfig(
+            candidates=6,
+            batch_size=4,
+            rows_per_shard=ROWS_PER_SHARD,
+            mesh=MeshConfig(**json.loads(sizes)),
+        ),
+        teacher=str(Path(work) / "teacher"),
+        rows=Path(work) / "rows",
+    )
+    print(made.fingerprint)
+
+
+if __name__ == "__main__":
+    main()
