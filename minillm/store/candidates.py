@@ -19,12 +19,13 @@ def top_candidates(logits: Float[Array, "B T V"], count: int) -> TeacherTargets:
     """
     logits = logits.astype(jnp.float32)
     total = jax.nn.logsumexp(logits, axis=-1)
-    # Behind a barrier: where XLA sees the slice of the last candidate below, it sorts the whole
-    # vocabulary instead, thirty times as slow on CPU.
-    values, ids = jax.lax.optimization_barrier(jax.lax.top_k(logits, count))
-    # Summed from the tokens left over: as 1 minus the candidates' mass it would be lost to
-    # cancellation. They are those behind the last candidate in the order of `top_k`.
-    last, last_id = values[..., -1:], ids[..., -1:]
+    values, ids = jax.lax.top_k(logits, count)
+    # The last candidate by reductions, not by slices: where XLA sees a slice of what `top_k`
+    # gives, it sorts the whole vocabulary instead, thirty times as slow on CPU.
+    last = jnp.min(values, axis=-1, keepdims=True)
+    last_id = jnp.max(jnp.where(values == last, ids, -1), axis=-1, keepdims=True)
+    # The tail is summed from the tokens left over: as 1 minus the candidates' mass it would be
+    # lost to cancellation. They are those behind the last candidate in the order of `top_k`.
     left = (logits < last) | ((logits == last) & (jnp.arange(logits.shape[-1]) > last_id))
     tail = jax.nn.logsumexp(logits, axis=-1, where=left)
     return TeacherTargets(ids, values - total[..., None], tail - total)
