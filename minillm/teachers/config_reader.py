@@ -190,4 +190,10 @@ def _is_positive(value: object) -> bool:
 def _says_nothing(name: str, value: object) -> bool:
     if name == "layer_types" and isinstance(value, list):
         return all(entry == "full_attention" for entry in value)
-    return value in _TELLING.get(name, (value,))
+    if name not in _TELLING:
+        return True
+    # To Python true is 1; in a file it is another thing.
+    return any(
+        value == same and isinstance(value, bool) == isinstance(same, bool)
+        for same in _TELLING[name]
+    )

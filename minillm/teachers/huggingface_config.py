@@ -19,8 +19,9 @@ CONFIG = "config.json"
 # Old files hold a table that follows from the configuration.
 _IGNORED = ("*rotary_emb.inv_freq",)
 
-# Where the tensors "model.…" and "lm_head.…" of a language model stand: alone, beside a vision
-# tower as transformers saves it now and as it did up to 4.51, or without a head at all.
+# Where the tensors "model.…" and "lm_head.…" of a language model stand: alone; beside a vision
+# tower, under one of the two names that transformers has had for it; or as a model saved without
+# its head, inside such a pair or alone.
 _PLACES = (
     ("model.", ""),
     ("model.language_model.", ""),

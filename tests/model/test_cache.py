@@ -9,6 +9,7 @@ from flax import nnx
 
 from minillm.core.errors import UserError
 from minillm.model.cache import PromptSpan, fill_ring, init_cache
+from minillm.model.rope import LongStretch, Rope
 from tests.model.models import SMALL, build, forward
 from tests.tolerances import TOLERANCES
 
@@ -108,3 +109,14 @@ def test_decode_program_size_does_not_grow_with_depth(tokens):
         return str(program(weights, cache)).count(" = ")
 
     assert equations(4) == equations(20)
+
+
+def test_a_cache_does_not_reach_beyond_the_short_factors(tokens):
+    long = Rope(1e4, stretch=LongStretch((1.0,) * 4, (2.0,) * 4, original_length=20))
+    config = dataclasses.replace(SMALL, ropes=(None, long))
+    assert init_cache(config, 3, 20).lengths.shape == (3,)
+    with pytest.raises(UserError, match="max_length: got 21; wanted at most 20"):
+        init_cache(config, 3, 21)
+    model = build(config)
+    with pytest.raises(UserError, match="max_length: got 21; wanted at most 20"):
+        model.prefill(tokens, max_length=21)

@@ -3,7 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from minillm.model.layers import GatedMLP, apply_rope, rms_norm, rope_rotation, soft_cap
+from minillm.model.layers import (
+    GatedMLP,
+    apply_rope,
+    rms_norm,
+    rope_rotation,
+    segment_lengths,
+    soft_cap,
+)
 from tests.model.models import SMALL
 from tests.tolerances import TOLERANCES
 
@@ -37,6 +44,26 @@ def test_rope_turns_complex_pairs_half_a_head_apart():
     # Angles up to 40 in float32 carry an error of 40 · 2^-24.
     expected = np.concatenate([turned.real, turned.imag], -1)
     np.testing.assert_allclose(got, expected, atol=10 * F32)
+
+
+def test_rope_turns_the_first_features_by_divided_angles_and_leaves_the_rest():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(1, 5, 2, 10))
+    positions, divisors = np.arange(5)[None], np.array([1.0, 2.0, 5.0])
+    angles = positions[..., None] * 100.0 ** (-np.arange(3) / 3) / divisors
+    turned = (x[..., :3] + 1j * x[..., 3:6]) * np.exp(1j * angles)[:, :, None] * 1.5
+    rotation = rope_rotation(
+        jnp.asarray(positions), 6, 100.0, divisors=jnp.asarray(divisors), magnitude=1.5
+    )
+    got = apply_rope(jnp.asarray(x, jnp.float32), rotation)
+    expected = np.concatenate([turned.real, turned.imag, x[..., 6:]], -1)
+    np.testing.assert_allclose(got, expected, atol=10 * F32)
+
+
+def test_segment_lengths_count_the_run_that_each_token_stands_in():
+    ids = jnp.array([[1, 1, 2, 2, 2, 0], [7, 3, 3, 7, 7, 7]])
+    expected = [[2, 2, 3, 3, 3, 1], [1, 2, 2, 3, 3, 3]]
+    np.testing.assert_array_equal(segment_lengths(ids), expected)
 
 
 def test_gated_mlp_is_down_of_gate_times_up():

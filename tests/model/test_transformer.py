@@ -8,6 +8,7 @@ from flax import nnx
 
 from minillm.core import axes
 from minillm.core.sharding import MeshConfig, make_mesh
+from minillm.model.rope import Rope
 from minillm.model.transformer import Transformer, param_axes
 from tests.model.models import SMALL, build, forward
 from tests.tolerances import TOLERANCES
@@ -96,6 +97,15 @@ def test_a_token_reaches_as_far_as_the_windows_of_all_layers(tokens):
     np.testing.assert_array_equal(np.flatnonzero(differs), [4, 5, 6, 7, 8])
 
 
+def test_layer_states_go_from_the_embedding_to_what_the_last_norm_reads(small_model, tokens):
+    states, hidden = nnx.jit(lambda model: (model.layer_states(tokens), model.hidden(tokens)))(
+        small_model
+    )
+    assert states.shape == (SMALL.num_layers + 1, 3, 18, SMALL.hidden_size)
+    np.testing.assert_array_equal(states[0], small_model.embedding[...][tokens])
+    np.testing.assert_allclose(small_model.final_norm(states[-1]), hidden, atol=F32.logits)
+
+
 def test_bfloat16_compute_is_close_and_keeps_float32_logits(tokens, full_logits):
     logits = forward(build(dataclasses.replace(SMALL, compute_dtype="bfloat16")), tokens)
     assert logits.dtype == jnp.float32
@@ -104,14 +114,16 @@ def test_bfloat16_compute_is_close_and_keeps_float32_logits(tokens, full_logits)
 
 
 def test_program_size_does_not_grow_with_depth(tokens):
-    def equations(layers, windows):
-        config = dataclasses.replace(SMALL, num_layers=layers, windows=windows)
+    def equations(layers, windows, ropes=None):
+        config = dataclasses.replace(SMALL, num_layers=layers, windows=windows, ropes=ropes)
         graph, weights = nnx.split(build(config))
         program = jax.make_jaxpr(jax.grad(lambda w: nnx.merge(graph, w)(tokens).sum()))
         return str(program(weights)).count(" = ")
 
     assert equations(2, (4,)) == equations(24, (4,))
     assert equations(4, (4, None)) == equations(24, (4, None))
+    ropes = (Rope(100.0), None)
+    assert equations(4, (4, None), ropes) == equations(24, (4, None), ropes)
 
 
 def test_a_token_outside_the_vocabulary_gives_nan_not_another_token(small_model):

@@ -29,12 +29,14 @@ class Case(NamedTuple):
     name: of the shape.
     fields: of the configuration, over those of SMALL.
     windowed: whether a layer's window is shorter than the row.
+    quick: whether it is run by default; the others with `pytest -m "slow or not slow"`.
     """
 
     family: str
     name: str
     fields: dict[str, Any]
     windowed: bool = False
+    quick: bool = False
 
 
 def rope(kind: str, theta: float = 5000.0, **fields: Any) -> dict[str, Any]:
@@ -68,6 +70,7 @@ CASES = [
             "attention_bias": True,
             "mlp_bias": True,
         },
+        quick=True,
     ),
     Case(
         "Llama",
@@ -110,7 +113,7 @@ CASES = [
             "rms_norm_eps": 1e-5,
         },
     ),
-    Case("Mistral", "window", {"sliding_window": 7}, True),
+    Case("Mistral", "window", {"sliding_window": 7}, True, quick=True),
     Case(
         "Mistral",
         "window, head size",
@@ -146,6 +149,7 @@ CASES = [
             "rope_parameters": YARN,
         },
         True,
+        quick=True,
     ),
     Case(
         "Qwen2",
@@ -171,6 +175,7 @@ CASES = [
             "tie_word_embeddings": True,
             "rope_parameters": YARN,
         },
+        quick=True,
     ),
     Case(
         "Qwen3",
@@ -198,6 +203,7 @@ CASES = [
             "final_logit_softcapping": 5.0,
         },
         True,
+        quick=True,
     ),
     Case(
         "Gemma2",
@@ -249,6 +255,7 @@ CASES = [
             "final_logit_softcapping": 5.0,
         },
         True,
+        quick=True,
     ),
     Case(
         "Gemma3",
@@ -298,6 +305,7 @@ CASES = [
             "sliding_window": 5,
         },
         True,
+        quick=True,
     ),
     Case("SmolLM3", "every fourth without rope", {"num_hidden_layers": 5}),
     Case(
@@ -314,6 +322,7 @@ CASES = [
             "tie_word_embeddings": False,
         },
         True,
+        quick=True,
     ),
     Case(
         "SmolLM3",
@@ -328,7 +337,7 @@ CASES = [
             "vocab_size": 53,
         },
     ),
-    Case("Olmo2", "plain", {}),
+    Case("Olmo2", "plain", {}, quick=True),
     Case(
         "Olmo2",
         "one key head, biases",

@@ -3,7 +3,9 @@
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
+from safetensors.numpy import load_file
 
 from minillm.model.transformer import Transformer
 from minillm.teachers.huggingface_config import Description, describe
@@ -26,8 +28,6 @@ def randomise(model: Any, seed: int = 0) -> Any:
 
 
 def tensors_of(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
-
     return load_file(directory / "model.safetensors")
 
 
@@ -55,8 +55,6 @@ def assembled(description: Description, tensors: dict[str, np.ndarray]) -> Trans
                 whole[layer][tuple(where)] = new
         assert not np.isnan(whole).any(), path
         return whole if stacked else whole[0]
-
-    import jax
 
     weights = jax.tree_util.tree_map_with_path(parameter, shapes_of(description.config))
     return bind(description.config, jax.tree.map(jax.numpy.asarray, weights))
