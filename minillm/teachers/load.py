@@ -13,7 +13,7 @@ from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.model.config import Dtype, ModelConfig
 from minillm.model.t5_encoder import T5Config
 from minillm.teachers.checkpoint import checkpoint_description, checkpoint_teacher
-from minillm.teachers.flux import PIPELINE_INDEX, pipeline_folder
+from minillm.teachers.flux import PIPELINE_INDEX, find_text_encoder, pipeline_folder
 from minillm.teachers.huggingface import Folder, huggingface_folder, huggingface_teacher
 from minillm.teachers.huggingface_config import CONFIG
 from minillm.teachers.mock import mock_config, mock_teacher
@@ -107,6 +107,14 @@ def check_folder(directory: epath.Path) -> None:
     folder = _foreign_folder(directory)
     if folder is not None:
         require_decoder(folder.config)
+
+
+def tokenizer_folder(directory: epath.Path) -> epath.Path:
+    """Where a teacher's tokenizer lies: with the model, or where a pipeline's index says."""
+    is_pipeline = _is_there(directory / PIPELINE_INDEX) and not any(
+        _is_there(directory / name) for name in (MODEL_DESCRIPTION, CONFIG)
+    )
+    return find_text_encoder(directory).tokenizer if is_pipeline else directory
 
 
 def _foreign_folder(directory: epath.Path, dtype: Dtype | None = None) -> Folder | None:

@@ -1,8 +1,10 @@
 """A pipeline's index leads to its text encoder, or an error says what is missing."""
 
 import pytest
+from etils import epath
 
 from minillm.core.errors import UserError
+from minillm.teachers import tokenizer_folder
 from minillm.teachers.flux import find_text_encoder
 from tests.teachers.pipelines import FLUX_1, FLUX_2, KLEIN, write_index
 
@@ -75,3 +77,9 @@ def test_a_folder_that_the_index_names_must_be_there(tmp_path):
     folder = pipeline(tmp_path, FLUX_1, ("text_encoder", "text_encoder_2", "tokenizer"))
     with pytest.raises(UserError, match="wanted tokenizer_2 too.*download tokenizer_2/;"):
         find_text_encoder(folder)
+
+
+def test_the_tokenizer_lies_where_the_index_says_and_else_with_the_model(tmp_path):
+    folder = epath.Path(pipeline(tmp_path, FLUX_1))
+    assert tokenizer_folder(folder) == folder / "tokenizer_2"
+    assert tokenizer_folder(folder / "text_encoder_2") == folder / "text_encoder_2"
