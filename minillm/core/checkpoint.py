@@ -1,6 +1,6 @@
 """Orbax checkpoints of a training run, and the folder a trained model lives in.
 
-A model folder holds `model.json` (the model's configuration), `tokenizer.model`, and
+A model folder holds `model.json` (the model's configuration), its tokenizer's files, and
 `checkpoints/<step>/` with the items `params`, `optimizer`, `progress`. Only `params` is needed
 to run the model.
 """

@@ -18,6 +18,8 @@ from minillm.data.tokenizer_protocol import require_ids, require_unicode
 
 JSON_NAME = "tokenizer.json"
 _PROBE = "Hello world, x = 12"
+# Unicode's last code point, a piece of no model: what is done with the unknown.
+_UNKNOWN = "\U0010ffff"
 
 
 class JsonTokenizer:
@@ -164,10 +166,11 @@ def _built(file: TokenizerFile, special: dict[int, str], place: str) -> tokenize
     document = file.hidden(special)
     wanted = {token["id"]: token["content"] for token in document["added_tokens"]}
     try:
-        built = tokenizers.Tokenizer.from_str(json.dumps(document))
+        built = tokenizers.Tokenizer.from_str(json.dumps(document, ensure_ascii=False))
         built.encode_special_tokens = True
         # Some errors show only when text is cut, or written.
-        built.decode(built.encode(_PROBE, add_special_tokens=False).ids)
+        for text in (_PROBE, _UNKNOWN):
+            built.decode(built.encode(text, add_special_tokens=False).ids)
     # The library raises no class of its own.
     except Exception as error:
         raise UserError(

@@ -163,7 +163,8 @@ def _parsed(data: bytes, place: str) -> Any:
         proto = _Model.FromString(data)
     except DecodeError as error:
         raise _broken(place) from error
-    if not proto.pieces:
+    # What is no UTF-8 comes out of the parser as bytes.
+    if not proto.pieces or not all(isinstance(piece.piece, str) for piece in proto.pieces):
         raise _broken(place)
     return proto
 
@@ -172,7 +173,8 @@ def _loaded(model: bytes, place: str) -> sentencepiece.SentencePieceProcessor:
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.load_from_serialized_proto(model)
-    except RuntimeError as error:
+    # Of the second kind where the library's own message quotes a piece that is no UTF-8.
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise _broken(place) from error
     return processor
 

@@ -121,7 +121,8 @@ class BPETokenizer:
         tokenizer = cls(0)
         try:
             tokenizer._use(model)
-        except RuntimeError:
+        # Of the second kind where the library's own message quotes a piece that is no UTF-8.
+        except (RuntimeError, UnicodeDecodeError):
             return None
         return tokenizer if tokenizer._keeps_text() else None
 

@@ -81,8 +81,9 @@ class TokenizerFile:
             model["merges"] = [
                 list(pair) for pair in self._merges() if not names.keys() & {*pair, "".join(pair)}
             ]
-            if model.get("unk_token") in names:
-                model["unk_token"] = names[model["unk_token"]]
+            unknown = model.get("unk_token")
+            if isinstance(unknown, str):
+                model["unk_token"] = names.get(unknown, unknown)
         else:
             model["vocab"] = [[names.get(name, name), score] for name, score in vocabulary]
         tokens = self.document.get("added_tokens") or []
@@ -104,10 +105,12 @@ class TokenizerFile:
         """Bytes of every id up to the last; None for special ids and for those without a token."""
         decoders = list(_parts(self.document.get("decoder"), "decoders"))
         cutters = list(_parts(self.document.get("pre_tokenizer"), "pretokenizers"))
-        kinds = {part.get("type") for part in (*decoders, *cutters)}
+        kinds = {str(part.get("type")) for part in (*decoders, *cutters)}
         letters = _byte_letters() if "ByteLevel" in kinds else None
         spaces = {
-            part.get("replacement", "▁") for part in decoders if part.get("type") == "Metaspace"
+            str(part.get("replacement", "▁"))
+            for part in decoders
+            if part.get("type") == "Metaspace"
         } | {
             part["pattern"]["String"]
             for part in decoders
@@ -202,7 +205,8 @@ class TokenizerFile:
             if not isinstance(piece, dict) or "SpecialToken" not in piece:
                 break
             token = piece["SpecialToken"]
-            entry = tokens.get(token.get("id")) if isinstance(token, dict) else None
+            name = token.get("id") if isinstance(token, dict) else None
+            entry = tokens.get(name) if isinstance(name, str) else None
             numbers = entry.get("ids") if isinstance(entry, dict) else None
             if not isinstance(numbers, list) or not all(type(i) is int for i in numbers):
                 raise self._wrong("post_processor", token, "a token of its special_tokens")

@@ -2,7 +2,9 @@
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from hypothesis import strategies as st
@@ -201,6 +203,14 @@ def written(folder: Path, made: Tokenizer, names: dict, generation: dict | None 
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
     return folder
+
+
+def edit(folder: Path, name: str, change: Callable[[dict], Any]) -> None:
+    """Change the JSON object in a file; an empty one where there is none."""
+    path = folder / name
+    content = json.loads(path.read_text()) if path.exists() else {}
+    change(content)
+    path.write_text(json.dumps(content))
 
 
 def sentencepiece_model(**options) -> bytes:

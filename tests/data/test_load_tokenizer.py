@@ -11,7 +11,6 @@ import pytest
 import sentencepiece
 import tokenizers
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from minillm.core.errors import UserError
 from minillm.data.json_tokenizer import JsonTokenizer
@@ -234,7 +233,7 @@ def test_roles_are_what_the_files_say(loaded):
 @pytest.mark.parametrize("make", [foreign.llama2_json, foreign.gpt2])
 def test_the_flag_of_the_configuration_decides_about_the_beginning(tmp_path, make, flag):
     folder = make(tmp_path)
-    edit(folder, "tokenizer_config.json", lambda c: c.update(add_bos_token=flag))
+    foreign.edit(folder, "tokenizer_config.json", lambda c: c.update(add_bos_token=flag))
     tokenizer = load_tokenizer(folder)
     assert tokenizer.adds_bos is flag and tokenizer.bos_id is not None
     assert len(beginning(tokenizer)) == flag
@@ -309,151 +308,3 @@ def test_the_json_is_taken_of_two_and_a_model_with_other_tokens_is_said(tmp_path
     (folder / "tokenizer.model").write_bytes(b"nothing")
     assert type(load_tokenizer(folder)) is JsonTokenizer
     assert "cannot be read" in caplog.text
-
-
-def edit(folder, name, change):
-    path = folder / name
-    content = json.loads(path.read_text()) if path.exists() else {}
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-BAD = {
-    "no end": (
-        "tokenizer_config.json",
-        lambda c: c.pop("eos_token"),
-        "got no end among its tokens",
-    ),
-    "an end that is no token": (
-        "tokenizer_config.json",
-        lambda c: c.update(eos_token="<gone>"),
-        "got no end among its tokens",
-    ),
-    "an end outside": (
-        "generation_config.json",
-        lambda c: c.update(eos_token_id=[9999]),
-        "eos_token_id: got 9999; wanted an id of the tokenizer",
-    ),
-    "an end that is no number": (
-        "config.json",
-        lambda c: c.update(eos_token_id="2"),
-        "wanted an integer",
-    ),
-    "a beginning that is a list": (
-        "tokenizer_config.json",
-        lambda c: c.update(bos_token=["<s>"]),
-        "bos_token in tokenizer_config.json",
-    ),
-    "no flag": (
-        "tokenizer_config.json",
-        lambda c: c.update(add_bos_token="yes"),
-        "wanted true or false",
-    ),
-    "words": (
-        "tokenizer.json",
-        lambda c: c["model"].update(type="WordPiece"),
-        r"model.type: got WordPiece; wanted BPE or Unigram",
-    ),
-    "no model": ("tokenizer.json", lambda c: c.pop("model"), "model: got NoneType"),
-    "an id twice": (
-        "tokenizer.json",
-        lambda c: c["model"]["vocab"].update(a=7),
-        "two pieces of one id",
-    ),
-    "a gap": (
-        "tokenizer.json",
-        lambda c: c["added_tokens"][-1].update(id=900),
-        "got id .*; wanted ids without a gap",
-    ),
-    "merges of other pieces": (
-        "tokenizer.json",
-        lambda c: c["model"]["merges"].insert(0, ["zzzz", "yyyy"]),
-        "the library tokenizers does not read",
-    ),
-    "no decoder": (
-        "tokenizer.json",
-        lambda c: c.update(decoder=None),
-        "wanted pieces that hold a text's bytes",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_files_are_one_error_that_names_them(tmp_path, name):
-    folder = foreign.qwen2(tmp_path)
-    file, change, message = BAD[name]
-    edit(folder, file, change)
-    with pytest.raises(UserError, match=message):
-        load_tokenizer(folder)
-
-
-def test_a_path_without_a_tokenizer_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"tokenizer_path: got .*none, which does not exist"):
-        load_tokenizer(tmp_path / "none")
-    with pytest.raises(UserError, match="a folder without; wanted a folder with tokenizer.json"):
-        load_tokenizer(tmp_path)
-    (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(UserError, match=r"a folder with vocab\.json; .*AutoTokenizer"):
-        load_tokenizer(tmp_path)
-    for name, data in {
-        "tokenizer.model": b"\x00\x01",
-        "tokenizer.json": b"{",
-        "x.json": b"",
-    }.items():
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(UserError):
-            load_tokenizer(tmp_path / name)
-
-
-def places(value, path=()):
-    """Every place inside a JSON value, up to eight entries of a list or object each."""
-    entries = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in list(entries)[:8]:
-        yield (*path, key)
-        if isinstance(inner, dict | list):
-            yield from places(inner, (*path, key))
-
-
-@pytest.fixture(scope="session")
-def documents(tmp_path_factory):
-    """Files of three kinds of tokenizer, parsed."""
-    found = []
-    for make in (foreign.qwen2, foreign.llama2_json, foreign.unigram):
-        folder = make(tmp_path_factory.mktemp("whole"))
-        names = ("tokenizer.json", "tokenizer_config.json")
-        found.append({name: json.loads((folder / name).read_text()) for name in names})
-    return found
-
-
-JUNK = st.sampled_from(
-    [None, True, -1, 3, 10**12, 1e300, "", "x", [], {}, [[]], {"id": 1}, "\ud800"]
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(data=st.data())
-def test_mutated_files_load_or_are_refused_with_one_error(documents, tmp_path_factory, data):
-    files = json.loads(json.dumps(data.draw(st.sampled_from(documents))))
-    for _ in range(data.draw(st.integers(1, 3))):
-        *above, last = data.draw(st.sampled_from(list(places(files))[2:]))
-        holder = files
-        for key in above:
-            holder = holder[key]
-        if data.draw(st.booleans()):
-            holder[last] = data.draw(JUNK)
-        else:
-            del holder[last]
-        if not all(isinstance(content, dict) for content in files.values()):
-            break
-    folder = tmp_path_factory.mktemp("mutated")
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content))
-    try:
-        tokenizer = load_tokenizer(folder)
-    except UserError:
-        return
-    text = "Solve 2x = 4, é 🎉"
-    ids, ends = tokenizer.encode_with_ends(text)
-    assert tokenizer.eos_id < tokenizer.vocab_size and all(i < tokenizer.vocab_size for i in ids)
-    assert sorted(ends) == ends and (not ends or ends[-1] == len(text.encode()))
-    tokenizer.decode(range(tokenizer.vocab_size))

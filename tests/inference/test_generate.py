@@ -75,6 +75,13 @@ def test_generation_stops_at_the_end_token_and_leaves_it_out(model, expected):
     assert len(results[0]) < NEW
 
 
+def test_generation_stops_at_the_first_of_several_end_tokens(model, expected):
+    ends = [expected[0][4], expected[1][2]]
+    results = continued(model, PROMPTS, eos_id=ends)
+    assert results == [until(until(tokens, ends[0]), ends[1]) for tokens in expected]
+    assert len(results[0]) < NEW and len(results[1]) < NEW
+
+
 def test_a_prompt_alone_is_continued_as_in_a_batch(model, greedy):
     assert continued(model, PROMPTS[2:3]) == greedy[2:3]
 
