@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection
+from typing import Literal
 
 from etils import epath
 
@@ -15,6 +16,13 @@ from minillm.teachers.loading import check_tensors
 from minillm.teachers.safetensors_files import TensorFiles
 from minillm.teachers.weights import LAYER, Source, WeightMap
 
+# By `feed_forward_proj`: ours, the function in it, and whether there is a gate.
+_PROJECTIONS: dict[str, tuple[Literal["gated-gelu", "relu"], str, bool]] = {
+    "gated-gelu": ("gated-gelu", "gelu_new", True),
+    "relu": ("relu", "relu", False),
+}
+# Every offset up to the largest distance has its entry in a table.
+_FARTHEST = 1 << 20
 # Both names of the one table: a file holds either, or both. The first is the encoder's own.
 _EMBEDDINGS = ("encoder.embed_tokens.weight", "shared.weight")
 # Of a whole T5, the half that an encoder has no use for.
@@ -55,6 +63,11 @@ def t5_config(values: ConfigReader) -> T5Config:
     values.ignore("is_encoder_decoder")
     if values.flag("is_decoder", False):
         raise values.error("is_decoder", "false, since a decoder does not see what follows")
+    activation, function, gated = values.choice("feed_forward_proj", _PROJECTIONS, "relu")
+    # Most files say it once more in parts, which transformers would follow.
+    values.choice("dense_act_fn", {function: None}, function)
+    if values.flag("is_gated_act", gated) != gated:
+        raise values.error("is_gated_act", f"{str(gated).lower()}, as feed_forward_proj says")
     buckets = values.integer("relative_attention_num_buckets", 32, minimum=4)
     config = T5Config(
         vocab_size=values.integer("vocab_size"),
@@ -65,12 +78,13 @@ def t5_config(values: ConfigReader) -> T5Config:
         intermediate_size=values.integer("d_ff"),
         num_buckets=buckets,
         max_distance=values.integer(
-            "relative_attention_max_distance", 128, minimum=buckets // 4 + 1
+            "relative_attention_max_distance",
+            128,
+            minimum=buckets // 4 + 1,
+            maximum=_FARTHEST,
         ),
         norm_eps=values.number("layer_norm_epsilon", 1e-6),
-        activation=values.choice(
-            "feed_forward_proj", {"gated-gelu": "gated-gelu", "relu": "relu"}, "relu"
-        ),
+        activation=activation,
     )
     values.refuse_rest()
     return config

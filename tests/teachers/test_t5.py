@@ -208,6 +208,9 @@ def test_layers_that_the_teacher_does_not_have_are_refused(pairs, layers):
     ("change", "message"),
     [
         ({"feed_forward_proj": "gated-silu"}, "config.json: feed_forward_proj: got 'gated-silu'"),
+        ({"dense_act_fn": "silu"}, "config.json: dense_act_fn: got 'silu'; wanted one of relu"),
+        ({"is_gated_act": True}, "config.json: is_gated_act: got True; wanted false"),
+        ({"relative_attention_max_distance": 2**31}, "max_distance: got 2147483648"),
         ({"is_decoder": True}, "config.json: is_decoder: got True"),
         ({"model_type": "mt5"}, "config.json: model_type: got 'mt5'"),
         ({"num_heads": 0}, "config.json: num_heads: got 0"),
