@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar, overload
 
 import jax
+import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from minillm.core import axes
 from minillm.core.sharding import fitting_sharding
@@ -82,6 +83,31 @@ class ModelFunction(Generic[Model]):
             self.shardings(mesh),
             is_leaf=lambda value: isinstance(value, tuple),
         )
+
+
+def by_layer(params: Params) -> Params:
+    """The same parameters with a tuple of L arrays for each stack of layers; see `run_layers`.
+
+    On CPU they are views of the stacks, which then stay in memory once. Abstract ones stay so.
+    """
+    return {**params, "blocks": jax.tree.map(_layers, params["blocks"])}
+
+
+def _layers(stack: Any) -> tuple[Any, ...]:
+    spec = jax.sharding.PartitionSpec(*stack.sharding.spec[1:])
+    sharding = NamedSharding(stack.sharding.mesh, spec)
+    if isinstance(stack, jax.ShapeDtypeStruct):
+        one = jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype, sharding=sharding)
+        return (one,) * stack.shape[0]
+    shards = [(np.asarray(shard.data), shard.device) for shard in stack.addressable_shards]
+    return tuple(
+        jax.make_array_from_single_device_arrays(
+            stack.shape[1:],
+            sharding,
+            [jax.device_put(data[layer], device, may_alias=True) for data, device in shards],
+        )
+        for layer in range(stack.shape[0])
+    )
 
 
 def _is_matrix(names: tuple[str | None, ...]) -> bool:

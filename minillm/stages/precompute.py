@@ -27,7 +27,7 @@ from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.data.vocabulary import compare
 from minillm.model.config import Dtype, ModelConfig
 from minillm.stages.preparation import RowsConfig, make_rows
-from minillm.stages.scoring import Scorer, compile_scorer, smallest_batch
+from minillm.stages.scoring import Scorer, compile_scorer, placed, smallest_batch
 from minillm.stages.training import check_row_fits
 from minillm.store import TeacherTargets, write_store
 from minillm.store.schema import SCHEMA, StoreConfig
@@ -148,7 +148,7 @@ def precompute(
     begun = _check_output(directory, store, reader)
     scorer = _scorer(config, mesh, model, store, len(reader), begun)
     loaded = load_teacher(teacher, vocab_size=vocab_size, seed=config.seed, mesh=mesh, dtype=dtype)
-    params = nnx.to_pure_dict(nnx.state(loaded.model))
+    params = placed(nnx.to_pure_dict(nnx.state(loaded.model)), mesh)
 
     def score(batch: Mapping[str, np.ndarray]) -> TeacherTargets:
         return scorer(params, batch)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,11 @@ from minillm.core import axes, hosts
 from minillm.core.errors import UserError
 from minillm.core.sharding import logical_sharding, rounded_up
 from minillm.model.config import ModelConfig
-from minillm.model.functional import ModelFunction, Params
+from minillm.model.functional import ModelFunction, Params, by_layer
 from minillm.model.transformer import Transformer
 from minillm.store import TeacherTargets, top_candidates
 
+Batch = dict[str, Any]
 INPUTS = ("tokens", "segment_ids", "positions")
 # Tokens that a device takes at a time where nobody says: with more it gets no faster.
 ENOUGH_TOKENS = {"cpu": 2048, "gpu": 32_768, "tpu": 32_768}
@@ -34,7 +36,7 @@ class Scorer:
     """A teacher's targets for batches of `batch_size` rows over all hosts.
 
     Attributes:
-        compiled: from parameters and a batch on the mesh to targets.
+        compiled: from parameters, laid out by `placed`, and a batch on the mesh to targets.
         needed: bytes of a device's memory that it takes, weights and batch included.
     """
 
@@ -100,6 +102,26 @@ def compile_scorer(
     raise _too_large(config, mesh, row_length, sizes[-1], needed, memory, batch_size)
 
 
+def compile_logits(
+    config: ModelConfig, mesh: Mesh, *, rows: int, row_length: int
+) -> jax.stages.Compiled:
+    """The forward pass alone, from `placed` parameters and a batch to all logits: for timing."""
+    function = ModelFunction(config)
+
+    def logits(params: Params, batch: Batch) -> Float[Array, "B T V"]:
+        model, hidden = _read(function, params, batch)
+        return model.logits(hidden)
+
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(logits).lower(*_abstract(function, mesh, rows, row_length))
+        return lowered.compile()
+
+
+def placed(params: Params, mesh: Mesh) -> Params:
+    """Parameters as the compiled computations take them: on CPU layer by layer."""
+    return by_layer(params) if mesh.local_devices[0].platform == "cpu" else params
+
+
 def smallest_batch(mesh: Mesh) -> int:
     """The fewest rows that the mesh and the hosts share evenly."""
     return int(np.lcm(rounded_up(1, mesh, axes.BATCH), jax.process_count()))
@@ -140,24 +162,18 @@ def _compiled(
     config: ModelConfig, mesh: Mesh, row_length: int, candidates: int, vocab_size: int, size: int
 ) -> tuple[jax.stages.Compiled | None, int]:
     """The computation for `size` rows, and the bytes it takes; without it, at least so many."""
-    if mesh.local_devices[0].platform == "cpu":
-        config = dataclasses.replace(config, scan_layers=False)
     function = ModelFunction(config)
-    params = function.abstract(mesh, config.compute_dtype)
-    shape = jax.ShapeDtypeStruct((size, row_length), jnp.int32, sharding=_row_sharding(mesh))
+    params, batch = _abstract(function, mesh, size, row_length)
     shards = rounded_up(1, mesh, axes.BATCH)
     at_a_time = max(1, _POSITIONS_AT_A_TIME * shards // size)
 
-    def score(params: Params, rows: dict[str, Array]) -> TeacherTargets:
-        model = function.bind(params)
-        hidden = model.hidden(
-            rows["tokens"], segment_ids=rows["segment_ids"], positions=rows["positions"]
-        )
+    def score(params: Params, batch: Batch) -> TeacherTargets:
+        model, hidden = _read(function, params, batch)
         return targets_of(model, hidden, candidates, at_a_time, vocab_size)
 
     layouts = TeacherTargets(_row_sharding(mesh), _row_sharding(mesh), _row_sharding(mesh))
     with jax.set_mesh(mesh):
-        lowered = jax.jit(score, out_shardings=layouts).lower(params, dict.fromkeys(INPUTS, shape))
+        lowered = jax.jit(score, out_shardings=layouts).lower(params, batch)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -174,6 +190,22 @@ def _compiled(
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
     )
+
+
+def _abstract(
+    function: ModelFunction, mesh: Mesh, rows: int, row_length: int
+) -> tuple[Params, Batch]:
+    params = function.abstract(mesh, function.config.compute_dtype)
+    shape = jax.ShapeDtypeStruct((rows, row_length), jnp.int32, sharding=_row_sharding(mesh))
+    return placed(params, mesh), dict.fromkeys(INPUTS, shape)
+
+
+def _read(
+    function: ModelFunction, params: Params, batch: Batch
+) -> tuple[Transformer, Float[Array, "B T D"]]:
+    model = function.bind(params)
+    tokens, segments, positions = (batch[name] for name in INPUTS)
+    return model, model.hidden(tokens, segment_ids=segments, positions=positions)
 
 
 def targets_of(

@@ -14,7 +14,7 @@ from flax import nnx
 
 from minillm.core.sharding import MeshConfig, make_mesh
 from minillm.data.rows import RowsReader
-from minillm.stages.scoring import compile_scorer
+from minillm.stages.scoring import compile_scorer, placed
 from minillm.teachers import load_teacher
 from tests.stages.precompute_inputs import stacked
 
@@ -36,7 +36,7 @@ def main() -> None:
             batch_size=8,
         )
         params = nnx.to_pure_dict(nnx.state(teacher.model))
-        targets = scorer(params, batch)
+        targets = scorer(placed(params, mesh), batch)
         split = max(x.size / x.addressable_shards[0].data.size for x in jax.tree.leaves(params))
         np.savez(work / name, *targets, split=split, needed=scorer.needed)
 

@@ -15,7 +15,7 @@ from minillm.core.errors import UserError
 from minillm.core.sharding import MeshConfig, make_mesh
 from minillm.data.rows import RowsReader
 from minillm.stages import scoring
-from minillm.stages.scoring import compile_scorer, targets_of
+from minillm.stages.scoring import compile_scorer, placed, targets_of
 from minillm.teachers import load_teacher
 from tests.stages.precompute_inputs import MODEL, stacked, write_inputs
 from tests.tolerances import TOLERANCES
@@ -100,7 +100,8 @@ def test_each_document_is_scored_as_if_alone_at_positions_from_zero(work, rows):
         batch_size=2,
     )
     batch = stacked(rows, [0, 1])
-    ids, log_probs, tail = scorer(nnx.to_pure_dict(nnx.state(teacher.model)), batch)
+    params = placed(nnx.to_pure_dict(nnx.state(teacher.model)), mesh)
+    ids, log_probs, tail = scorer(params, batch)
     documents = 0
     for row in range(2):
         for segment in range(1, batch["segment_ids"][row].max() + 1):
