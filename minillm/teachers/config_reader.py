@@ -42,6 +42,7 @@ _TELLING: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "query_pre_attn_scalar": (None,),
     "residual_multiplier": (None, 1.0),
+    "rope_interleaved": (None, False),
     "rope_local_base_freq": (None,),
     "rotary_pct": (None, 1.0),
     "sliding_window": (None,),

@@ -29,8 +29,8 @@ def decoder_config(
 
     Args:
         activation: the field's name in this family.
-        defaults: what a field is where the file has none, by its name there. A field that tells
-            the shape must be in the file; of key/value heads and head size, the usual is known.
+        defaults: what a field is where the file has none, by its name there, over what is usual.
+            Sizes have no usual value: without a default they must be in the file.
     """
     usual = {
         "num_key_value_heads": None,

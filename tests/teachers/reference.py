@@ -1,6 +1,7 @@
 """Random models of transformers, saved, and their tensors put together as our maps say."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,17 +14,18 @@ from minillm.teachers.weights import LAYER, Source
 from tests.model.models import bind, shapes_of
 
 
-def randomise(model: Any, seed: int = 0) -> Any:
-    """A torch model with every parameter random, in evaluation.
+def random_model(build: Callable[..., Any], *args: Any) -> Any:
+    """The torch model `build(*args)` with every parameter random, in evaluation.
 
     Norm scales and biases too: their defaults of 1 and 0 would hide a wrong place.
     """
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(0)
+    model = build(*args)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+            parameter.add_(torch.randn_like(parameter) * 0.2)
     return model.float().eval()
 
 

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from tests.teachers.family_cases import CASES, SMALL
-from tests.teachers.reference import assembled, names_read, randomise, saved
+from tests.teachers.reference import assembled, names_read, random_model, saved
 from tests.tolerances import TOLERANCES
 
 torch = pytest.importorskip("torch")
@@ -44,7 +44,7 @@ def reference(case):
     settings = getattr(transformers, f"{config_name(case.family)}Config")(
         **{**SMALL, **case.fields}, attn_implementation="eager"
     )
-    return randomise(getattr(transformers, f"{case.family}ForCausalLM")(settings))
+    return random_model(getattr(transformers, f"{case.family}ForCausalLM"), settings)
 
 
 def config_name(family):

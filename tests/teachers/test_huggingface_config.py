@@ -160,6 +160,7 @@ REFUSED = [
     ("llama", {"sliding_window": 9}, "sliding_window: got 9"),
     ("llama", {"layer_types": [LOCAL] * 7}, "layer_types"),
     ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder"),
+    ("llama", {"rope_interleaved": True}, "rope_interleaved"),
     ("mistral", {"sliding_window": 0}, "sliding_window: got 0"),
     ("mistral", {"attention_bias": True}, "attention_bias"),
     ("qwen2", {"layer_types": [LOCAL] * 7}, "sliding_window"),

@@ -10,7 +10,7 @@ import pytest
 from minillm.teachers.huggingface_config import describe
 from tests.model.models import forward
 from tests.teachers.family_cases import SMALL
-from tests.teachers.reference import assembled, names_read, randomise, saved
+from tests.teachers.reference import assembled, names_read, random_model, saved
 from tests.tolerances import TOLERANCES
 
 torch = pytest.importorskip("torch")
@@ -47,7 +47,7 @@ PAIRS = {
 
 def pair(name):
     config = getattr(transformers, f"{name}Config")(**PAIRS[name], attn_implementation="eager")
-    return randomise(getattr(transformers, f"{name}ForConditionalGeneration")(config))
+    return random_model(getattr(transformers, f"{name}ForConditionalGeneration"), config)
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -101,7 +101,7 @@ def test_every_prefix_that_a_pair_was_saved_under_leads_to_the_same_weights(name
 
 def test_a_model_saved_without_its_head_is_found_where_the_embedding_is_the_head(tmp_path):
     fields = {**SMALL, "tie_word_embeddings": True}
-    whole = randomise(transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields)))
+    whole = random_model(transformers.LlamaForCausalLM, transformers.LlamaConfig(**fields))
     description, tensors = saved(whole, tmp_path / "whole")
     bare_description, bare_tensors = saved(whole.model, tmp_path / "bare")
     assert names_read(bare_description) == bare_tensors.keys()
