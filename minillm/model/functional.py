@@ -1,6 +1,7 @@
-"""A Transformer as a pure function of a plain dict of parameters, laid out on a mesh."""
+"""A model as a pure function of a plain dict of parameters, laid out on a mesh."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, overload
 
 import jax
 import numpy as np
@@ -13,17 +14,30 @@ from minillm.model.config import ModelConfig
 from minillm.model.transformer import Transformer, param_axes
 
 Params = dict[str, Any]
+Model = TypeVar("Model", bound=nnx.Module)
 
 
-class ModelFunction:
-    """A Transformer as a pure function of a plain dict of parameters."""
+class ModelFunction(Generic[Model]):
+    """A Transformer, or a model of another class, as a pure function of its parameters.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: of the model.
+        model: its class, called as `model(config, rngs=…)`; a Transformer where absent.
+    """
+
+    @overload
+    def __init__(self: "ModelFunction[Transformer]", config: ModelConfig) -> None: ...
+
+    @overload
+    def __init__(self, config: Any, model: Callable[..., Model]) -> None: ...
+
+    def __init__(self, config: Any, model: Callable[..., Any] = Transformer) -> None:
         self.config = config
-        model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-        self._graph, self._state = nnx.split(model)
+        self._model = model
+        abstract = nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0)))
+        self._graph, self._state = nnx.split(abstract)
 
-    def bind(self, params: Params) -> Transformer:
+    def bind(self, params: Params) -> Model:
         """The module with these parameters, which may be traced ones."""
         state = jax.tree.map(lambda x: x, self._state)
         nnx.replace_by_pure_dict(state, params)
@@ -38,7 +52,7 @@ class ModelFunction:
         """Fresh parameters, each made on the devices that keep it."""
 
         def make() -> Params:
-            model = Transformer(self.config, rngs=nnx.Rngs(seed))
+            model = self._model(self.config, rngs=nnx.Rngs(seed))
             return nnx.to_pure_dict(nnx.state(model))
 
         return jax.jit(make, out_shardings=self.shardings(mesh))()

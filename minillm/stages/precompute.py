@@ -33,7 +33,13 @@ from minillm.stages.scoring import Scorer, compile_scorer, placed, smallest_batc
 from minillm.stages.training import check_row_fits
 from minillm.store import TeacherTargets, write_store
 from minillm.store.schema import SCHEMA, StoreConfig
-from minillm.teachers import MOCK, check_folder, describe_teacher, load_teacher
+from minillm.teachers import (
+    MOCK,
+    check_folder,
+    describe_teacher,
+    load_teacher,
+    tokenizer_folder,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +98,7 @@ def rows_for(
         )
     if teacher != MOCK:
         check_folder(epath.Path(teacher))
-    tokenizer = tokenizer_path or epath.Path(teacher)
+    tokenizer = tokenizer_path or tokenizer_folder(epath.Path(teacher))
     if (epath.Path(data) / MANIFEST_NAME).exists():
         return data, tokenizer
     require_writable(packed)

@@ -30,7 +30,7 @@ from minillm.stages.training import (
     model_config_of,
     run_training,
 )
-from minillm.teachers import MOCK, check_folder
+from minillm.teachers import MOCK, check_folder, tokenizer_folder
 from minillm.train.loop import LoopConfig
 
 ROWS = ("train", "heldout")
@@ -224,7 +224,8 @@ class _Work:
         return load_tokenizer(self._tokenizer_path())
 
     def _tokenizer_path(self) -> epath.Path:
-        return self._model("teacher") if self._given_teacher else self.root / "tokenizer"
+        given = self._given_teacher
+        return tokenizer_folder(self._model("teacher")) if given else self.root / "tokenizer"
 
     def _finetune_examples(self, train: list[dict[str, Any]]) -> list[Example]:
         if self.config.problems_path is None:

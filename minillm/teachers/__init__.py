@@ -1,6 +1,19 @@
 """Teachers: whatever gives logits for tokens, loaded from where it lies."""
 
-from minillm.teachers.load import MOCK, check_folder, describe_teacher, load_teacher
+from minillm.teachers.load import (
+    MOCK,
+    check_folder,
+    describe_teacher,
+    load_teacher,
+    tokenizer_folder,
+)
 from minillm.teachers.teacher import Teacher
 
-__all__ = ["MOCK", "Teacher", "check_folder", "describe_teacher", "load_teacher"]
+__all__ = [
+    "MOCK",
+    "Teacher",
+    "check_folder",
+    "describe_teacher",
+    "load_teacher",
+    "tokenizer_folder",
+]

@@ -1,7 +1,7 @@
 """A teacher from a Hugging Face folder: config.json, safetensors files, a tokenizer."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 from jax.sharding import Mesh
@@ -12,6 +12,8 @@ from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.model.config import Dtype, ModelConfig
 from minillm.model.functional import ModelFunction
+from minillm.model.t5_encoder import T5Config, T5Encoder
+from minillm.model.transformer import Transformer
 from minillm.teachers.huggingface_config import describe
 from minillm.teachers.loading import Params, check_tensors, load_weights
 from minillm.teachers.safetensors_files import TensorFiles
@@ -26,14 +28,14 @@ class Folder(NamedTuple):
     """A folder whose parts were read and fit together; of the weights only where they stand.
 
     Attributes:
-        config: of the Transformer, computing in the type asked for.
+        config: of the Transformer or of the encoder, computing in the type asked for.
         weights: where each of its parameters comes from.
         ignored: patterns of names of tensors that nobody needs to read.
         files: the tensors.
-        tokenizer: the one that lies beside them.
+        tokenizer: the one that goes with them.
     """
 
-    config: ModelConfig
+    config: ModelConfig | T5Config
     weights: WeightMap
     ignored: tuple[str, ...]
     files: TensorFiles
@@ -58,7 +60,7 @@ def huggingface_folder(
     config, weights, ignored, files = _model(directory, dtype)
     place = directory if tokenizer is None else tokenizer
     loaded = load_tokenizer(place)
-    _require_same_vocabulary(place, config, loaded)
+    require_same_vocabulary(place, config.vocab_size, loaded)
     return Folder(config, weights, ignored, files, loaded)
 
 
@@ -68,7 +70,8 @@ def huggingface_teacher(folder: Folder, *, mesh: Mesh) -> Teacher:
     Raises:
         UserError: weights that are not finite.
     """
-    function = ModelFunction(folder.config)
+    model = T5Encoder if isinstance(folder.config, T5Config) else Transformer
+    function: ModelFunction[Any] = ModelFunction(folder.config, model)
     abstract = function.abstract(mesh, folder.config.compute_dtype)
     params = load_weights(folder.files, folder.weights, abstract, ignored=folder.ignored)
     return Teacher(
@@ -101,20 +104,18 @@ def _model(
     return dataclasses.replace(config, compute_dtype=dtype or "float32"), weights, ignored, files
 
 
-def _require_same_vocabulary(
-    directory: epath.PathLike, config: ModelConfig, tokenizer: Tokenizer
-) -> None:
+def require_same_vocabulary(place: epath.PathLike, vocab_size: int, tokenizer: Tokenizer) -> None:
     """Raise UserError where text would become ids that the model has not, or few of those it has.
 
     A few special tokens beyond the table are those of a model that sees: no text becomes them.
     """
-    beyond = range(config.vocab_size, tokenizer.vocab_size)
+    beyond = range(vocab_size, tokenizer.vocab_size)
     textual = any(tokenizer.token_bytes(token) is not None for token in beyond)
-    padding = config.vocab_size - tokenizer.vocab_size
-    if textual or padding > max(_PADDING, config.vocab_size // 10):
+    padding = vocab_size - tokenizer.vocab_size
+    if textual or padding > max(_PADDING, vocab_size // 10):
         raise UserError(
-            field=f"{directory}: its tokenizer",
+            field=f"{place}: its tokenizer",
             got=f"{tokenizer.vocab_size:,} tokens",
-            wanted=f"about {config.vocab_size:,}, for which the model beside it has a table",
+            wanted=f"about {vocab_size:,}, for which the model beside it has a table",
             fix="put the tokenizer there with which the model was trained",
         )

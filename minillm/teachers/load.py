@@ -11,14 +11,15 @@ from minillm.core.errors import UserError
 from minillm.core.sharding import MeshConfig, make_mesh
 from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.model.config import Dtype, ModelConfig
+from minillm.model.t5_encoder import T5Config
 from minillm.teachers.checkpoint import checkpoint_description, checkpoint_teacher
-from minillm.teachers.huggingface import huggingface_folder, huggingface_teacher
+from minillm.teachers.flux import PIPELINE_INDEX, find_text_encoder, pipeline_folder
+from minillm.teachers.huggingface import Folder, huggingface_folder, huggingface_teacher
 from minillm.teachers.huggingface_config import CONFIG
 from minillm.teachers.mock import mock_config, mock_teacher
-from minillm.teachers.teacher import Teacher
+from minillm.teachers.teacher import Teacher, require_decoder
 
 MOCK = "mock"
-_PIPELINE = "model_index.json"
 
 
 def load_teacher(
@@ -32,8 +33,8 @@ def load_teacher(
     """Load a teacher.
 
     Args:
-        path: a Hugging Face folder, one that a minillm training wrote, or "mock" for a tiny
-            random model.
+        path: a Hugging Face folder, a FLUX pipeline's, one that a minillm training wrote, or
+            "mock" for a tiny random model.
         vocab_size: of the tokenizer it will read; "mock" is made with it, any other teacher must
             have as many at least (`data.vocabulary` compares what they mean). None takes the
             teacher's own.
@@ -46,8 +47,8 @@ def load_teacher(
         UserError: nothing there, no model, or one of another vocabulary.
     """
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
-    if os.fspath(path) != MOCK and _is_huggingface(epath.Path(path)):
-        folder = huggingface_folder(path, dtype)
+    folder = None if os.fspath(path) == MOCK else _foreign_folder(epath.Path(path), dtype)
+    if folder is not None:
         _require_ids(path, folder.config, vocab_size)
         return huggingface_teacher(folder, mesh=mesh)
     config, _ = describe_teacher(path, vocab_size=vocab_size, dtype=dtype)
@@ -59,12 +60,12 @@ def load_teacher(
 def describe_teacher(
     path: epath.PathLike, *, vocab_size: int | None = None, dtype: Dtype | None = None
 ) -> tuple[ModelConfig, Tokenizer | None]:
-    """The configuration with which `load_teacher` would load it, and its tokenizer.
+    """The configuration with which `load_teacher` would load a teacher of logits; its tokenizer.
 
     No weights are read: what can be wrong with a folder's descriptions is found here.
 
     Raises:
-        UserError: as `load_teacher`.
+        UserError: as `load_teacher`, or the teacher has hidden states alone.
     """
     if os.fspath(path) == MOCK:
         if vocab_size is None:
@@ -77,16 +78,18 @@ def describe_teacher(
         config = mock_config(vocab_size)
         return dataclasses.replace(config, compute_dtype=dtype or config.compute_dtype), None
     directory = epath.Path(path)
-    if _is_huggingface(directory):
-        folder = huggingface_folder(directory, dtype)
-        config, tokenizer = folder.config, folder.tokenizer
-    else:
-        config, tokenizer = checkpoint_description(directory, dtype)
-    _require_ids(path, config, vocab_size)
-    return config, tokenizer
+    folder = _foreign_folder(directory, dtype)
+    if folder is not None:
+        _require_ids(path, folder.config, vocab_size)
+        return require_decoder(folder.config), folder.tokenizer
+    own, tokenizer = checkpoint_description(directory, dtype)
+    _require_ids(path, own, vocab_size)
+    return own, tokenizer
 
 
-def _require_ids(path: epath.PathLike, config: ModelConfig, vocab_size: int | None) -> None:
+def _require_ids(
+    path: epath.PathLike, config: ModelConfig | T5Config, vocab_size: int | None
+) -> None:
     if vocab_size is not None and vocab_size > config.vocab_size:
         raise UserError(
             field=f"teacher {os.fspath(path)}",
@@ -97,31 +100,44 @@ def _require_ids(path: epath.PathLike, config: ModelConfig, vocab_size: int | No
 
 
 def check_folder(directory: epath.Path) -> None:
-    """Raise UserError unless the folder holds a model that can be a teacher.
+    """Raise UserError unless the folder holds a model that can be a teacher of logits.
 
-    No weights are read. Of a Hugging Face folder all else is: what is wrong is found here.
+    No weights are read. Of another project's folder all else is: what is wrong is found here.
     """
-    if _is_huggingface(directory):
-        huggingface_folder(directory)
+    folder = _foreign_folder(directory)
+    if folder is not None:
+        require_decoder(folder.config)
 
 
-def _is_huggingface(directory: epath.Path) -> bool:
-    """Whether a folder is a Hugging Face model, and not a minillm one; UserError if neither."""
+def tokenizer_folder(directory: epath.Path) -> epath.Path:
+    """Where a teacher's tokenizer lies: with the model, or where a pipeline's index says."""
+    is_pipeline = _is_there(directory / PIPELINE_INDEX) and not any(
+        _is_there(directory / name) for name in (MODEL_DESCRIPTION, CONFIG)
+    )
+    return find_text_encoder(directory).tokenizer if is_pipeline else directory
+
+
+def _foreign_folder(directory: epath.Path, dtype: Dtype | None = None) -> Folder | None:
+    """What a folder of another project holds, but for the weights; None of a minillm one.
+
+    Raises:
+        UserError: it is neither.
+    """
     if _is_there(directory / MODEL_DESCRIPTION):
-        return False
+        return None
     if _is_there(directory / CONFIG):
-        return True
+        return huggingface_folder(directory, dtype)
+    if _is_there(directory / PIPELINE_INDEX):
+        return pipeline_folder(directory, dtype)
     got = "a folder that is no model" if directory.is_dir() else "no such folder"
     fix = 'correct the path, or try "mock"'
     if directory.is_file():
         got, fix = "a file", "give the folder that it lies in"
-    elif (directory / _PIPELINE).exists():
-        got = "a diffusers pipeline"
-        fix = "give the folder of its text encoder; whole pipelines come with a later version"
     raise UserError(
         field="teacher",
         got=f"{directory}, {got}",
-        wanted=f"a model folder, with {CONFIG} (Hugging Face) or {MODEL_DESCRIPTION} (minillm)",
+        wanted=f"a model folder, with {CONFIG} (Hugging Face), {PIPELINE_INDEX} (FLUX) or "
+        f"{MODEL_DESCRIPTION} (minillm)",
         fix=fix,
     )
 

@@ -154,7 +154,7 @@ def described_as(folder, target, change):
         ("nothing", "no such folder"),
         ("notes.txt", "a folder that is no model"),
         ("config.json", "no weights"),
-        ("model_index.json", "a diffusers pipeline"),
+        ("model_index.json", "a pipeline with no text encoder"),
     ],
 )
 def test_what_is_no_model_is_named(tmp_path, file, message):
