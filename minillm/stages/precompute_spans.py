@@ -22,12 +22,12 @@ from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.rows import RowsReader
 from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.data.vocabulary import Verdict, compare
-from minillm.model.config import Dtype
+from minillm.model.config import Dtype, ModelConfig
 from minillm.model.functional import ModelFunction, Params
 from minillm.model.transformer import Transformer
 from minillm.store import SpanStoreConfig, SpanTargets, span_targets, write_span_store
 from minillm.store.schema import SPAN_SCHEMA
-from minillm.teachers import MOCK, Teacher, describe_teacher, load_teacher
+from minillm.teachers import MOCK, Teacher, describe_teacher, load_teacher, require_decoder
 
 # Rows of the teacher's tokens are as long as a batch needs, in steps that keep programs few.
 _LENGTH_STEP = 64
@@ -115,14 +115,15 @@ def precompute_spans(
     loaded = load_teacher(
         teacher, vocab_size=tokenizers.teacher.vocab_size, seed=seed, mesh=mesh, dtype=dtype
     )
-    read = _reader_of(loaded, mesh, tokenizers.teacher.vocab_size)
+    config = require_decoder(loaded.config)
+    read = _reader_of(loaded, config, mesh, tokenizers.teacher.vocab_size)
 
     def score(batch: Mapping[str, np.ndarray]) -> SpanTargets:
         aligned = [
             align_row(
                 {name: array[index] for name, array in batch.items()},
                 *tokenizers,
-                max_length=loaded.config.max_length,
+                max_length=config.max_length,
             )
             for index in range(len(batch["tokens"]))
         ]
@@ -178,10 +179,10 @@ def packed(aligned: Sequence[AlignedTokens]) -> dict[str, np.ndarray]:
 
 
 def _reader_of(
-    teacher: Teacher, mesh: Mesh, vocab_size: int
+    teacher: Teacher, config: ModelConfig, mesh: Mesh, vocab_size: int
 ) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
     """From rows of the teacher's tokens to the log-likelihood of each, compiled once a length."""
-    function = ModelFunction(teacher.config)
+    function = ModelFunction(config)
     params = nnx.to_pure_dict(nnx.state(teacher.model))
     shards = rounded_up(1, mesh, axes.BATCH)
 

@@ -7,7 +7,7 @@ from minillm.teachers.load import (
     load_teacher,
     tokenizer_folder,
 )
-from minillm.teachers.teacher import Teacher
+from minillm.teachers.teacher import Teacher, require_decoder
 
 __all__ = [
     "MOCK",
@@ -15,5 +15,6 @@ __all__ = [
     "check_folder",
     "describe_teacher",
     "load_teacher",
+    "require_decoder",
     "tokenizer_folder",
 ]
