@@ -5,16 +5,18 @@ python launch/benchmark.py attention --device=gpu --out runs/attention-gpu.json
 python launch/benchmark.py attention --device=gpu --lengths=4096 --head_dims=128
 python launch/benchmark.py attention --device=tpu --chips=v6e --windows=1024
 python launch/benchmark.py cross_tokenizer --out runs/cross-tokenizer.json
+python launch/benchmark.py loading
 python launch/benchmark.py teacher
 python launch/benchmark.py teacher --teacher=FOLDER --lengths=512
 
 `attention` is speed beside what else there is, on this machine; for TPU no TPU is needed: the
 bundles are counted that its compiler makes. `cross_tokenizer` is what students learn from a
-teacher of another tokenizer. `teacher` is a teacher's forward pass on CPU, beside transformers on
+teacher of another tokenizer. `loading` makes a model of a gigabyte, loads it beside transformers
+and deletes it. `teacher` is a teacher's forward pass on CPU, beside transformers on
 the same weights; where others use the machine, on one core: `taskset -c 0 python …`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -22,6 +24,7 @@ from minillm.core.errors import UserError
 from minillm.stages import cli
 from minillm.stages.benchmark.attention import DEVICES, benchmark_attention
 from minillm.stages.benchmark.cross_tokenizer import benchmark_cross_tokenizer
+from minillm.stages.benchmark.loading import benchmark_loading
 from minillm.stages.benchmark.teacher import SHAPES, benchmark_teacher
 
 OUT = flags.DEFINE_string("out", None, "Where the figures go as JSON.")
@@ -36,8 +39,7 @@ _FLAGS = (DEVICE, LENGTHS, WINDOWS, HEAD_DIMS, CHIPS, SECONDS, TEACHER)
 
 
 def main(argv: Sequence[str]) -> None:
-    kinds = {"attention": _attention, "cross_tokenizer": _cross_tokenizer, "teacher": _teacher}
-    print(f"\n{kinds[argv[1]]()}")
+    print(f"\n{_BENCHMARKS[argv[1]]()}")
 
 
 def _attention() -> str:
@@ -56,6 +58,11 @@ def _attention() -> str:
 def _cross_tokenizer() -> str:
     _refuse_all_but()
     return benchmark_cross_tokenizer(out=OUT.value)
+
+
+def _loading() -> str:
+    _refuse_all_but()
+    return benchmark_loading(out=OUT.value)
 
 
 def _teacher() -> str:
@@ -77,5 +84,12 @@ def _refuse_all_but(*allowed: flags.FlagHolder) -> None:
             )
 
 
+_BENCHMARKS: dict[str, Callable[[], str]] = {
+    "attention": _attention,
+    "cross_tokenizer": _cross_tokenizer,
+    "loading": _loading,
+    "teacher": _teacher,
+}
+
 if __name__ == "__main__":
-    cli.run(main, words=("attention", "cross_tokenizer", "teacher"))
+    cli.run(main, words=tuple(_BENCHMARKS))

@@ -69,7 +69,8 @@ class Part:
             # A row is read whole, and once for all blocks that have a part in it.
             together = min(math.prod(counts[: axis + 1]), devices)
             row = value * math.prod(view[axis + 1 :]) * together
-            if row <= PIECE_BYTES or axis == len(view) - 1:
+            # Along an axis of one entry nothing can be left to other hosts.
+            if row <= PIECE_BYTES and view[axis] > 1:
                 break
         return axis, min(self._block[axis], max(1, PIECE_BYTES // row))
 

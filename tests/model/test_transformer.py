@@ -106,6 +106,16 @@ def test_layer_states_go_from_the_embedding_to_what_the_last_norm_reads(small_mo
     np.testing.assert_allclose(small_model.final_norm(states[-1]), hidden, atol=F32.logits)
 
 
+def test_the_factor_on_embeddings_is_rounded_to_the_compute_dtype(tokens):
+    config = dataclasses.replace(TWO_LAYERS, compute_dtype="bfloat16", embedding_scale=6.928)
+    model = build(config)
+    states = nnx.jit(lambda model: model.layer_states(tokens))(model)
+    # 6.928 is 6.9375 in bfloat16, and the product is rounded once more.
+    table = np.asarray(model.embedding[...].astype(jnp.bfloat16), np.float64)
+    expected = (table[tokens] * 6.9375).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(states[0], expected)
+
+
 def test_bfloat16_compute_is_close_and_keeps_float32_logits(tokens, full_logits):
     logits = forward(build(dataclasses.replace(SMALL, compute_dtype="bfloat16")), tokens)
     assert logits.dtype == jnp.float32

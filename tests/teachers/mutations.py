@@ -19,6 +19,27 @@ _NEW = (
 )  # fmt: skip
 _DTYPES = ("F64", "F32", "F16", "BF16", "I32", "U8", "F8_E4M3", "F33", "f32", 7, None)
 
+# Other models for which the same weights do.
+_LIKELY = (
+    {"rope_theta": 77.0}, {"rms_norm_eps": 0.1}, {"rms_norm_eps": 1.0}, {"rope_scaling": None},
+    {"hidden_act": "gelu"}, {"hidden_act": "gelu_pytorch_tanh"}, {"hidden_act": "gelu_new"},
+    {"hidden_act": "relu"}, {"hidden_act": "swish"}, {"hidden_act": "quick_gelu"},
+    {"hidden_act": "relu2"}, {"hidden_act": "tanh"}, {"tie_word_embeddings": True},
+    {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
+    {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4},
+    {"rope_scaling": {"type": "linear", "factor": 2}},
+    {"rope_scaling": {"rope_type": "linear", "factor": 0.5}},
+    {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 4}},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}, "rope_scaling": None},
+    {"rope_scaling": {"rope_type": "default", "rope_theta": 9.0}, "rope_theta": 90.0},
+    {"model_type": "mistral", "sliding_window": 5}, {"model_type": "mistral"},
+    {"sliding_window": 5}, {"partial_rotary_factor": 0.5}, {"pretraining_tp": 2},
+    {"max_position_embeddings": 6}, {"original_max_position_embeddings": 6},
+    {"attention_bias": None}, {"head_dim": None, "hidden_size": 16}, {"torch_dtype": "bfloat16"},
+)  # fmt: skip
+
 
 def mutate(folder, seed):
     """Change one file in one to three places; what was done, for the test's report."""
@@ -40,6 +61,10 @@ def mutate(folder, seed):
 
 def _json(path, chance):
     root = json.loads(path.read_text())
+    if path.name == "config.json" and chance.random() < 0.5:
+        likely = chance.choice(_LIKELY)
+        path.write_text(json.dumps(root | likely))
+        return f"{path.name}: {likely}"
     done = [_change(root, chance) for _ in range(chance.choice([1, 1, 1, 2, 3]))]
     path.write_text(json.dumps(root))
     return f"{path.name}: {'; '.join(done)}"
@@ -93,7 +118,7 @@ def _bytes(path, chance):
     elif way == "zero":
         data[place : place + 16] = bytes(len(data[place : place + 16]))
     elif way == "double":
-        data += data
+        data = data * 2
     elif way == "empty":
         data.clear()
     else:

@@ -35,6 +35,7 @@ def mutated(rng):
     return values
 
 
+@pytest.mark.filterwarnings("ignore:.rope_scaling. is deprecated")
 @pytest.mark.reference
 def test_no_mutation_of_a_configuration_is_read_as_something_else():
     pytest.importorskip("transformers")

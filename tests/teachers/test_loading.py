@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -161,3 +162,41 @@ def test_a_map_that_leaves_a_part_of_a_parameter_unfilled_is_an_error(path, sour
     loading._require_whole(llama_map(TINY), leaves)
     with pytest.raises(ValueError, match=path[-1]):
         loading._require_whole(made, leaves)
+
+
+@pytest.mark.slow
+def test_each_of_two_hosts_reads_its_own_part_and_both_refuse_what_one_sees(tmp_path, tensors):
+    write_files(tmp_path / "good", tensors)
+    # The second half of the rows is the second host's.
+    head = tensors["lm_head.weight"].copy()
+    head[-1, 0] = np.nan
+    write_files(tmp_path / "broken", {**tensors, "lm_head.weight": head})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
+    folders = [str(tmp_path / name) for name in ("good", "broken")]
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.teachers.run_loading_two_hosts", *folders],
+            env={**os.environ, **shared, "JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    # Read whole by both: norms, and the matrices whose columns the mesh cuts.
+    shared_size = sum(
+        tensor.nbytes
+        for name, tensor in tensors.items()
+        if "norm" in name or "o_proj" in name or "down_proj" in name
+    )
+    for process in pair:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        found = json.loads(out.splitlines()[-1])
+        assert found["difference"] == 0
+        assert found["read"] == shared_size + (size - shared_size) // 2
+        assert "in lm_head.weight;" in found["error"]

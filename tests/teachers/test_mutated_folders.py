@@ -1,7 +1,11 @@
-"""Folders with random damage: an error that says so, or what other libraries make of them too."""
+"""Folders with random damage: an error that says so, or what other libraries make of them too.
+
+Without PyTorch and transformers, what loads is only called "not compared".
+"""
 
 import collections
 import contextlib
+import importlib.util
 import io
 import logging
 import shutil
@@ -50,9 +54,12 @@ def at_most(seconds, what):
 
 
 def transformers_logits(folder):
-    """What transformers computes for the folder, or why it does not."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    """What transformers computes for the folder, or why it does not; None if it is not here."""
+    if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
+        return None
+    import torch
+    import transformers
+
     logging.disable()
     try:
         with contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
@@ -83,6 +90,8 @@ def judge(folder, unharmed, kind):
         assert teacher.tokenizer.encode(TEXT) == other.encode(TEXT, add_special_tokens=False).ids
         return "as the other library"
     theirs = transformers_logits(folder)
+    if theirs is None:
+        return "not compared"
     if isinstance(theirs, Exception):
         assert same, f"other logits, where transformers says {theirs}"
         return "unharmed, refused by transformers"
@@ -111,14 +120,13 @@ def run(whole, unharmed, tmp_path, seeds):
     return ends
 
 
-@pytest.mark.reference
 def test_forty_mutated_folders_are_refused_or_computed_as_elsewhere(whole, unharmed, tmp_path):
     run(whole, unharmed, tmp_path, range(40))
 
 
-@pytest.mark.reference
 @pytest.mark.slow
 def test_three_hundred_mutated_folders(whole, unharmed, tmp_path):
     ends = run(whole, unharmed, tmp_path, range(40, 340))
     # A fuzz that is only ever refused would show nothing of wrong results.
-    assert ends["config", "as the other library"] >= 3
+    likely = "as the other library", "not compared"
+    assert sum(ends["config", end] for end in likely) >= 8

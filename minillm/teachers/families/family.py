@@ -17,8 +17,7 @@ class Family:
         config: from config.json to the configuration. What it does not read is refused where it
             would change the function.
         weights: the map of the tensors, by the names that the causal language model has:
-            "model.…" and "lm_head.weight". Other places of the same tensors are found by the
-            loader's caller, in `huggingface_config`.
+            "model.…" and "lm_head.weight". Under other prefixes `describe` finds them.
         ignored: names of further tensors that say nothing to a language model, as patterns of
             `fnmatch`.
     """
