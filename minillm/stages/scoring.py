@@ -220,6 +220,8 @@ def targets_of(
     All logits at once would be the largest array of the whole computation.
     """
     batch, length, width = hidden.shape
+    # A slice of a single turn's candidates would bring about what `top_candidates` avoids.
+    at_a_time = min(at_a_time, length)
     turns = -(-length // at_a_time)
     padded = jnp.pad(hidden, ((0, 0), (0, turns * at_a_time - length), (0, 0)))
     # Every turn takes each `turns`-th position: rows cut along T stay on their devices.

@@ -254,7 +254,7 @@ def test_the_whole_benchmark_prints_its_table_and_writes_json(tmp_path, monkeypa
         (["teacher", "--lengths=7"], ["--lengths: got a choice", "128, 128, 512"]),
         ([], ["command line: got flags only", "attention"]),
         (["stores"], ["got stores", "one of attention"]),
-        (["loading", "--windows=4"], ["--windows: got a choice for loading"]),
+        (["loading", "--windows=4"], ["--windows: got ['4']", "--out at most"]),
         (["attention", "--lengths=many"], ["--lengths: got many"]),
         (["cross_tokenizer", "--windows=3"], ["--windows: got ['3']", "--out at most"]),
     ],

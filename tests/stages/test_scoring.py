@@ -193,3 +193,10 @@ def test_layers_on_cpu_are_views_of_the_stacks(work):
     first = stack.unsafe_buffer_pointer()
     assert [layer.unsafe_buffer_pointer() - first for layer in layers] == [0, size, 2 * size]
     assert all(np.array_equal(layer, stack[at]) for at, layer in enumerate(layers))
+
+
+@pytest.mark.parametrize(("batch_size", "row_length"), [(1, 60), (2, 64), (8, 50), (256, 8)])
+def test_no_vocabulary_is_sorted_on_cpu(batch_size, row_length):
+    # A sort takes thirty times as long as the selection that XLA has for `top_k`.
+    text = find(batch_size=batch_size, row_length=row_length).compiled.as_text()
+    assert "TopK" in text and " sort(" not in text
