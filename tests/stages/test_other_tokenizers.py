@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from minillm.core.errors import UserError
 from minillm.core.manifest import read_manifest
@@ -13,13 +14,14 @@ from minillm.data.corpus import Example
 from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.packing import tokenize
 from minillm.data.rows import RowsReader, write_rows
+from minillm.model.functional import ModelFunction
 from minillm.stages import training
 from minillm.stages.precompute import precompute, rows_for
 from minillm.stages.preparation import RowsConfig
 from minillm.stages.pretrain import PretrainConfig, pretrain
 from minillm.stages.solving import SolvingConfig, solve_problem
 from minillm.store import StoreReader
-from minillm.teachers import load_teacher
+from minillm.teachers import Teacher, load_teacher
 from minillm.train.loop import LoopConfig
 from tests.data import foreign
 from tests.stages import tiny
@@ -187,7 +189,11 @@ def test_a_teacher_of_another_vocabulary_of_the_same_size_is_refused(rows, teach
     assert load_tokenizer(teacher).vocab_size == load_tokenizer(rows).vocab_size
     with pytest.raises(UserError, match=r"another vocabulary than the rows': id \d+ is"):
         precompute(
-            tmp_path / "store", PRECOMPUTE, teacher=str(teacher), rows=rows / "rows", tokenizer=rows
+            tmp_path / "store",
+            replace(PRECOMPUTE, targets="candidates"),
+            teacher=str(teacher),
+            rows=rows / "rows",
+            tokenizer=rows,
         )
     with pytest.raises(UserError, match="tokenizer_path"):
         precompute(
@@ -206,18 +212,17 @@ def test_padded_logits_are_cut_before_they_are_normalised_and_it_is_said(
     real = load_teacher(teacher)
     size = real.tokenizer.vocab_size
 
-    class Padded:
-        """The teacher with eight more rows in its head, as Qwen's has, and mass on them."""
-
-        config = replace(real.config, vocab_size=size + 8)
-        tokenizer, fingerprint = real.tokenizer, "padded"
-
-        def logits(self, *inputs, **named):
-            logits = real.logits(*inputs, **named)
-            return np.pad(logits, ((0, 0), (0, 0), (0, 8)), constant_values=9.0)
+    config = replace(real.config, vocab_size=size + 8)
+    params = nnx.to_pure_dict(nnx.state(real.model))
+    # Eight more rows in the head, as Qwen's has more, and mass on them.
+    params["embedding"] = np.pad(params["embedding"], ((0, 8), (0, 0)), constant_values=9.0)
+    assert config.tie_embeddings
+    padded_teacher = Teacher(ModelFunction(config).bind(params), tokenizer=real.tokenizer)
 
     plain = precompute(tmp_path / "plain", PRECOMPUTE, teacher=str(teacher), rows=rows / "rows")
-    monkeypatch.setattr("minillm.stages.precompute.load_teacher", lambda *_, **__: Padded())
+    where = "minillm.stages.precompute"
+    monkeypatch.setattr(f"{where}.load_teacher", lambda *_, **__: padded_teacher)
+    monkeypatch.setattr(f"{where}.describe_teacher", lambda *_, **__: (config, real.tokenizer))
     padded = precompute(tmp_path / "padded", PRECOMPUTE, teacher=str(teacher), rows=rows / "rows")
     assert [shard.sha256 for shard in padded.shards] == [shard.sha256 for shard in plain.shards]
     assert caplog.text.count("the 8 beyond are cut off") == 1
