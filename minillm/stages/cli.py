@@ -1,5 +1,6 @@
 """How every launch script starts and ends."""
 
+import difflib
 import inspect
 import io
 import runpy
@@ -25,11 +26,12 @@ _CONFIGS = Path(__file__).parents[2] / "configs"
 def define_config(name: str) -> None:
     """Define `--config`, a file of `configs/` by default, and `--config.a.b=value` with it."""
     words = "A file of settings; --config.a.b=value changes one of them."
+    file = str(_CONFIGS / f"{name}.py")
     try:
-        config_flags.DEFINE_config_file("config", str(_CONFIGS / f"{name}.py"), words)
+        config_flags.DEFINE_config_file("config", file, words)
     except (AttributeError, KeyError) as error:
         # Overrides are looked up here already, on the default file.
-        _refuse(error, sys.argv)
+        _refuse(error, sys.argv, file)
 
 
 def read_config(cls: type[T], **flag_values: Any) -> T:
@@ -145,7 +147,7 @@ def _parse(argv: list[str]) -> list[str]:
         return _parsed(argv)
     except (flags.Error, KeyError, AttributeError, UserError) as error:
         # KeyError and AttributeError: what config_flags raises for an unknown --config.key.
-        _refuse(error, argv)
+        _refuse(error, argv, _config_file() if "config" in flags.FLAGS else None)
 
 
 def _parsed(argv: list[str]) -> list[str]:
@@ -168,7 +170,7 @@ def _config_file() -> str:
     return config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
 
 
-def _refuse(error: Exception, argv: Sequence[str]) -> NoReturn:
+def _refuse(error: Exception, argv: Sequence[str], config_file: str | None) -> NoReturn:
     words = str(error)
     if isinstance(error, KeyError | AttributeError):
         # Their text is the quoted form of what they hold, here one of them in the other.
@@ -176,9 +178,29 @@ def _refuse(error: Exception, argv: Sequence[str]) -> NoReturn:
         while isinstance(inner, Exception) and inner.args:
             inner = inner.args[0]
         words = f"no such setting: {inner}"
+        if config_file is not None and (places := _places(str(inner), config_file)):
+            words += f"; there is {', '.join(places)}"
     words = " ".join(words.split())
     print(f"error: {words}; see {argv[0]} --help", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
+
+
+def _places(message: str, config_file: str) -> list[str]:
+    """The settings, in full, whose last name is the one that the message quotes, or is like it."""
+    wanted = message.split("'")[1] if message.count("'") >= 2 else message
+    settings = runpy.run_path(config_file)["get_config"]()
+    names = [f"--config.{name}" for name in _flattened(settings)]
+    by_last = {name.rpartition(".")[2] for name in names}
+    like = difflib.get_close_matches(wanted, by_last, n=2, cutoff=0.6)
+    return [name for name in names if name.rpartition(".")[2] in like]
+
+
+def _flattened(settings: config_dict.ConfigDict) -> list[str]:
+    return [
+        f"{key}.{rest}" if rest else key
+        for key, value in settings.items()
+        for rest in (_flattened(value) if isinstance(value, config_dict.ConfigDict) else [""])
+    ]
 
 
 def _underscored(argv: list[str]) -> list[str]:

@@ -116,6 +116,11 @@ def test_solution_is_printed_with_the_word_of_the_checker(trained, arguments):
         ("train", ["--use_mock", "--config.run.loss.distillation=0.5"], ["teacher_store"]),
         ("quickstart", ["--config.scale=huge"], ["scale", "huge", "quick, smoke, hour"]),
         ("quickstart", ["--config.corpus.sed=1"], ["no such setting: 'sed' Did you mean \"seed\""]),
+        (
+            "train",
+            ["--use_mock", "--config.run.steps=3"],
+            ["'steps'; there is --config.run.loop.steps"],
+        ),
         ("quickstart", ["--config=nowhere.py"], ["config: got", "nowhere.py", "get_config()"]),
         (
             "evaluate_math",
