@@ -147,7 +147,7 @@ def _parse(argv: list[str]) -> list[str]:
         return _parsed(argv)
     except (flags.Error, KeyError, AttributeError, UserError) as error:
         # KeyError and AttributeError: what config_flags raises for an unknown --config.key.
-        _refuse(error, argv, _config_file() if "config" in flags.FLAGS else None)
+        _refuse(error, argv)
 
 
 def _parsed(argv: list[str]) -> list[str]:
@@ -170,7 +170,7 @@ def _config_file() -> str:
     return config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
 
 
-def _refuse(error: Exception, argv: Sequence[str], config_file: str | None) -> NoReturn:
+def _refuse(error: Exception, argv: Sequence[str], config_file: str | None = None) -> NoReturn:
     words = str(error)
     if isinstance(error, KeyError | AttributeError):
         # Their text is the quoted form of what they hold, here one of them in the other.
