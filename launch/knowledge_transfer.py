@@ -29,7 +29,10 @@ def main(argv: Sequence[str]) -> None:
     )
     print(f"student: {made.counts['params']:,} parameters, {made.counts['steps']} steps")
     print(f"checkpoint: {os.path.join(OUTPUT.value, 'checkpoints')}")
-    print(f"fine-tune: python launch/finetune_math.py --model_path {OUTPUT.value}")
+    print(
+        f"fine-tune: python launch/finetune_math.py --model_path {OUTPUT.value} "
+        f"--output_dir {OUTPUT.value.rstrip('/')}-math"
+    )
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ def main(argv: Sequence[str]) -> None:
     print(f"store: {OUTPUT.value} ({made.counts['rows']} rows, {made.schema})")
     print(
         "distil: python launch/knowledge_transfer.py "
-        f"--teacher_store {OUTPUT.value} --train_data {rows} --tokenizer_path {tokenizer}"
-        + weights_for(made)
+        f"--teacher_store {OUTPUT.value} --train_data {rows} --tokenizer_path {tokenizer} "
+        f"--output_dir {OUTPUT.value.rstrip('/')}-student{weights_for(made)}"
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from absl import flags
 from etils import epath
 
+from minillm.core.errors import UserError
 from minillm.core.manifest import require_folder
 from minillm.data.corpus import builtin_text_path, read_examples
 from minillm.data.tokenizer import MODEL_NAME, BPETokenizer
@@ -26,10 +27,18 @@ _SEEN = flags.DEFINE_bool(
 def main(argv: Sequence[str]) -> None:
     del argv
     require_folder(_OUTPUT.value)
+    path = epath.Path(_OUTPUT.value) / MODEL_NAME
+    if path.exists():
+        raise UserError(
+            field="output_dir",
+            got=f"{_OUTPUT.value}, which has a {MODEL_NAME}",
+            wanted="a folder without: rows and models made with that one need it",
+            fix="choose another folder, or delete the file",
+        )
     data = _DATA.value or builtin_text_path()
     tokenizer = BPETokenizer(_VOCAB.value, only_seen_commands=_SEEN.value)
     tokenizer.train(example.text for example in read_examples(data))
-    path = tokenizer.save(epath.Path(_OUTPUT.value) / MODEL_NAME)
+    tokenizer.save(path)
     size = tokens = 0
     for example in read_examples(data):
         size += len(example.text.encode())

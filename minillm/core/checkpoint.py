@@ -129,6 +129,17 @@ def write_model_description(directory: epath.PathLike, config: Mapping[str, Any]
     write_json(epath.Path(directory) / MODEL_DESCRIPTION, dict(config))
 
 
+def _where_the_model_is(directory: epath.Path) -> str:
+    inside = directory / "model"
+    if (inside / MODEL_DESCRIPTION).exists():
+        return f"give {inside}"
+    if (directory / "config.json").exists():
+        return (
+            "a Hugging Face folder is a teacher: precompute its targets and distil a student first"
+        )
+    return "give the model folder that the training script printed"
+
+
 def read_model_description(directory: epath.PathLike) -> dict[str, Any]:
     """The model's configuration as a plain dict.
 
@@ -140,8 +151,8 @@ def read_model_description(directory: epath.PathLike) -> dict[str, Any]:
         raise UserError(
             field=str(directory),
             got=f"no {MODEL_DESCRIPTION}" if path.parent.exists() else "no such folder",
-            wanted="a minillm model folder (model.json, tokenizer.model, checkpoints/)",
-            fix="give the --output_dir of a training script",
+            wanted="a minillm model folder (model.json, a tokenizer, checkpoints/)",
+            fix=_where_the_model_is(path.parent),
         )
     try:
         return json.loads(path.read_text())

@@ -19,21 +19,26 @@ def join_hosts() -> None:
     before any other JAX function.
 
     Raises:
-        UserError: the three variables are set in part, or are no numbers.
+        UserError: the three variables are needed and not all set, or are no numbers.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = [os.environ.get(name) for name in names]
+    refused = UserError(
+        field="multihost",
+        got=dict(zip(names, given, strict=True)),
+        wanted="host:port, the number of processes, and this one's index from 0",
+        fix="set all three variables on every host",
+    )
     if not any(given[1:]):
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            # No cluster that JAX knows, so that the address or the numbers are missing.
+            raise refused from error
         return
     address, count, index = given
     if not (address and count and index and count.isdigit() and index.isdigit()):
-        raise UserError(
-            field="multihost",
-            got=dict(zip(names, given, strict=True)),
-            wanted="host:port, the number of processes, and this one's index from 0",
-            fix="set all three variables on every host",
-        )
+        raise refused
     jax.distributed.initialize(address, int(count), int(index))
 
 

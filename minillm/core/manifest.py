@@ -165,8 +165,8 @@ def found_stage(
     if found is None:
         return None
     there = {**found.inputs} if all_inputs else {name: found.inputs.get(name) for name in inputs}
-    changes = [
-        *_changes("schema", found.schema, schema),
+    # What another kind of stage was configured with says nothing more.
+    changes = _changes("schema", found.schema, schema) or [
         # Through JSON, so that tuples and lists compare as what the file holds.
         *_changes("config", {**found.config}, _as_json(config)),
         *_changes("inputs", there, _as_json(inputs)),

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import io
+import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from minillm.core.errors import UserError
 T = TypeVar("T")
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # as a shell says of SIGINT
 MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the other hosts that run this command.")
 _CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -123,6 +125,11 @@ def _guarded(
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from what is written", file=sys.stderr)
+        sys.stdout.flush()
+        # At once: threads that read or write ahead, and a compilation, would be waited for.
+        os._exit(EXIT_INTERRUPTED)
 
 
 def integers(flag: flags.FlagHolder[list[str]]) -> list[int]:

@@ -17,6 +17,7 @@ from scipy import stats
 
 from minillm import problems
 from minillm.core import axes, hosts, manifest
+from minillm.core.checkpoint import read_model_description
 from minillm.core.configs import require_at_least, to_dict
 from minillm.core.errors import UserError
 from minillm.core.manifest import Manifest
@@ -182,6 +183,7 @@ def evaluate(
 
 
 def _fingerprints(model: epath.PathLike, records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    read_model_description(model)  # whose error says more of a folder that is no model
     return {
         "model": manifest.require_complete(model, MODEL_SCHEMA).fingerprint,
         "problems": manifest.fingerprint_of([dict(record) for record in records]),

@@ -53,10 +53,11 @@ def finetune(
     """
     root = epath.Path(output_dir)
     model = model_config_of(model_path)
-    rows = root / "rows"
+    rows, tokenizer = root / "rows", load_tokenizer(model_path)
+    preparation.check_rows_folder(rows, config.rows, tokenizer)
     with hosts.first_host_first("data prepared"):
         asked = _examples(root, config, problems_path)
-        preparation.make_rows(rows, config.rows, asked, load_tokenizer(model_path))
+        preparation.make_rows(rows, config.rows, asked, tokenizer)
     return run_training(
         root / "model",
         model,

@@ -77,6 +77,20 @@ def make_tokenizer(
     return tokenizer
 
 
+def check_rows_folder(directory: epath.PathLike, config: RowsConfig, tokenizer: Tokenizer) -> None:
+    """Raise UserError where the folder has rows of another tokenizer or length.
+
+    For a stage that would read or generate much before `make_rows` looks.
+    """
+    manifest.found_stage(
+        directory,
+        schema=rows.SCHEMA,
+        config={"row_length": config.row_length, "rows_per_shard": config.rows_per_shard},
+        inputs={"tokenizer": tokenizer.fingerprint},
+        all_inputs=False,
+    )
+
+
 def make_rows(
     directory: epath.PathLike,
     config: RowsConfig,

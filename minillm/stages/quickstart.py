@@ -30,7 +30,7 @@ from minillm.stages.training import (
     model_config_of,
     run_training,
 )
-from minillm.teachers import MOCK, check_folder, tokenizer_folder
+from minillm.teachers import MOCK
 from minillm.train.loop import LoopConfig
 
 ROWS = ("train", "heldout")
@@ -102,9 +102,9 @@ class _Work:
         """Read what the user gave, and hold the settings against each other and the machine."""
         config = self.config
         if self._given_teacher:
-            check_folder(self._model("teacher"))
-            require_complete(self._model("teacher"), MODEL_SCHEMA)
+            # Its own kind only: the teacher is evaluated as the students are.
             teacher = model_config_of(self._model("teacher"))
+            require_complete(self._model("teacher"), MODEL_SCHEMA)
             check_row_fits(teacher, config.rows.row_length, name="teacher_")
         if config.problems_path is not None:
             read_problem_records(config.problems_path)
@@ -225,7 +225,7 @@ class _Work:
 
     def _tokenizer_path(self) -> epath.Path:
         given = self._given_teacher
-        return tokenizer_folder(self._model("teacher")) if given else self.root / "tokenizer"
+        return self._model("teacher") if given else self.root / "tokenizer"
 
     def _finetune_examples(self, train: list[dict[str, Any]]) -> list[Example]:
         if self.config.problems_path is None:
