@@ -27,8 +27,9 @@ _CONFIGS = Path(__file__).parents[2] / "configs"
 
 def define_config(name: str) -> None:
     """Define `--config`, a file of `configs/` by default, and `--config.a.b=value` with it."""
-    words = "A file of settings; --config.a.b=value changes one of them."
     file = str(_CONFIGS / f"{name}.py")
+    settings = ", ".join(f"{key}={value}" for key, value in _settings(file).items())
+    words = f"A file of settings; --config.a.b=value changes one of them: {settings}."
     try:
         config_flags.DEFINE_config_file("config", file, words)
     except (AttributeError, KeyError) as error:
@@ -195,19 +196,23 @@ def _refuse(error: Exception, argv: Sequence[str], config_file: str | None = Non
 def _places(message: str, config_file: str) -> list[str]:
     """The settings, in full, whose last name is the one that the message quotes, or is like it."""
     wanted = message.split("'")[1] if message.count("'") >= 2 else message
-    settings = runpy.run_path(config_file)["get_config"]()
-    names = [f"--config.{name}" for name in _flattened(settings)]
+    names = [f"--config.{name}" for name in _settings(config_file)]
     by_last = {name.rpartition(".")[2] for name in names}
     like = difflib.get_close_matches(wanted, by_last, n=2, cutoff=0.6)
     return [name for name in names if name.rpartition(".")[2] in like]
 
 
-def _flattened(settings: config_dict.ConfigDict) -> list[str]:
-    return [
-        f"{key}.{rest}" if rest else key
-        for key, value in settings.items()
-        for rest in (_flattened(value) if isinstance(value, config_dict.ConfigDict) else [""])
-    ]
+def _settings(config_file: str) -> dict[str, Any]:
+    """What the file's `get_config` returns, by dotted name."""
+    return _flattened(runpy.run_path(config_file)["get_config"]())
+
+
+def _flattened(settings: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, config_dict.ConfigDict)
+        flat |= _flattened(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat
 
 
 def _underscored(argv: list[str]) -> list[str]:
