@@ -37,8 +37,13 @@ class Roles:
     special: frozenset[int]
 
     def content(self) -> list[Any]:
-        """What of it decides about packed rows, for a fingerprint."""
-        return [self.bos_id, self.eos_ids[0], self.pad_id, self.adds_bos, sorted(self.special)]
+        """What of it decides about packed rows, for a fingerprint.
+
+        A beginning that is not put there is left out: it often stands in the model's
+        configuration alone, and the same tokenizer elsewhere has none.
+        """
+        begin = self.bos_id if self.adds_bos else None
+        return [begin, self.eos_ids[0], self.pad_id, self.adds_bos, sorted(self.special)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +144,7 @@ class Declarations:
         named = {id_of(name) for name in self.special_names}
         named |= {number for number, (_, is_special) in self.added.items() if is_special}
         ids = special | set(eos_ids) | {i for i in named if i is not None and i < vocab_size}
-        if bos_id is not None:
+        if adds and bos_id is not None:
             ids |= {bos_id}
         return Roles(bos_id, eos_ids, pad_id, adds, ids)
 

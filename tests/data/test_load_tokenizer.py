@@ -308,3 +308,14 @@ def test_the_json_is_taken_of_two_and_a_model_with_other_tokens_is_said(tmp_path
     (folder / "tokenizer.model").write_bytes(b"nothing")
     assert type(load_tokenizer(folder)) is JsonTokenizer
     assert "cannot be read" in caplog.text
+
+
+def test_a_beginning_that_is_never_put_there_makes_no_other_tokenizer(tmp_path):
+    folder = foreign.qwen2(tmp_path)
+    alone = load_tokenizer(folder)
+    bos = alone.encode("a")[0]
+    (folder / "config.json").write_text(json.dumps({"bos_token_id": bos}))
+    beside_its_model = load_tokenizer(folder)
+    assert (alone.bos_id, beside_its_model.bos_id) == (None, bos)
+    assert beside_its_model.fingerprint == alone.fingerprint
+    assert beside_its_model.decode(beside_its_model.encode("a")) == "a"
