@@ -136,6 +136,11 @@ REFUSED = [
     ("llama", {"hidden_size": 0}, "hidden_size"),
     ("llama", {"hidden_size": 65}, "num_attention_heads"),
     ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
+    ("llama", {"num_attention_heads": 2**30, "head_dim": 8}, "num_attention_heads: got 1073741824"),
+    *[
+        ("llama", {key: 2**30}, f"{key}: got 1073741824; wanted an integer from 1 to 16777216")
+        for key in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")
+    ],
     ("llama", {"num_key_value_heads": 5}, "num_key_value_heads: got 5; wanted a divisor"),
     ("llama", {"head_dim": 7}, "head_dim"),
     ("llama", {"rms_norm_eps": -1e-5}, "rms_norm_eps"),
