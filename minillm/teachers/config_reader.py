@@ -40,7 +40,6 @@ _TELLING: dict[str, tuple[Any, ...]] = {
     "parallel_residual": (None, False),
     "partial_rotary_factor": (None, 1.0),
     "per_layer_config": (None,),
-    "pretraining_tp": (None, 1),
     "qk_layernorm": (None, False),
     "quantization_config": (None,),
     "query_pre_attn_scalar": (None,),

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.reference
 
 # What the loader has to do for it, and the fields that make the model have it.
 LAYOUTS = {
-    "Llama": {"attention_bias": True, "mlp_bias": True},  # biases, in parts and whole
+    # Biases, in parts and whole; how a training split its matrix products changes no sum.
+    "Llama": {"attention_bias": True, "mlp_bias": True, "pretraining_tp": 2},
     "Phi3": {},  # rows of one fused tensor
     "Olmo2": {},  # a norm over all heads, which are split over devices
     "Qwen3": {"head_dim": 12},  # a norm over the head size, which are not
