@@ -68,9 +68,7 @@ def t5_config(values: ConfigReader) -> T5Config:
     values.choice("dense_act_fn", {function: None}, function)
     if values.flag("is_gated_act", gated) != gated:
         raise values.error("is_gated_act", f"{str(gated).lower()}, as feed_forward_proj says")
-    buckets = values.integer(
-        "relative_attention_num_buckets", 32, minimum=4, maximum=_FARTHEST
-    )
+    buckets = values.integer("relative_attention_num_buckets", 32, minimum=4, maximum=_FARTHEST)
     config = T5Config(
         vocab_size=values.integer("vocab_size", maximum=WIDEST),
         hidden_size=values.integer("d_model", maximum=WIDEST),
