@@ -123,7 +123,7 @@ class TensorFiles:
         try:
             values = np.fromfile(tensor.path, dtype, count=stop - start, offset=offset)
         except OSError as error:
-            raise _unreadable(tensor.path, error) from None
+            raise unreadable(tensor.path, error) from None
         if values.size != stop - start:
             raise UserError(
                 field=f"{tensor.path}: tensor {name}",
@@ -138,7 +138,7 @@ def _exists(path: epath.Path) -> bool:
     try:
         return path.exists()
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def _read_index(path: epath.Path) -> dict[str, str]:
@@ -148,7 +148,7 @@ def _read_index(path: epath.Path) -> dict[str, str]:
     except UnicodeDecodeError as error:
         raise _no_index(path, str(error)) from None
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     if text.encode().startswith(_LFS_POINTER):
         raise _lfs_pointer(path)
     try:
@@ -193,7 +193,7 @@ def _read_header(path: epath.Path, first: int) -> dict[str, _Tensor]:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length), object_pairs_hook=_without_repetition)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     except (SafetensorError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
     return {
@@ -257,7 +257,8 @@ def _no_index(path: epath.Path, got: str) -> UserError:
     )
 
 
-def _unreadable(path: epath.Path, error: OSError) -> UserError:
+def unreadable(path: epath.Path, error: OSError) -> UserError:
+    """The error of a file of a model's folder that is there and cannot be read."""
     return UserError(
         field=str(path),
         got=_words(error),
@@ -270,7 +271,7 @@ def _no_weights(directory: epath.Path, stem: str) -> UserError:
     try:
         present = sorted(path.name for path in directory.iterdir())
     except OSError as error:
-        return _unreadable(directory, error)
+        return unreadable(directory, error)
     pickles = [name for name in present if epath.Path(name).suffix in _PICKLES]
     parts = [name for name in present if name.endswith(".safetensors")]
     fix = "give a folder with weights, or download them into it"

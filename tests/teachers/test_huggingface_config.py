@@ -257,6 +257,13 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, message):
     assert caught.value.field == str(path)
 
 
+def test_a_folder_in_its_place_is_named_as_one(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match="Is a directory.*wanted a file that can be read") as caught:
+        describe(tmp_path, ())
+    assert caught.value.field == str(tmp_path / "config.json")
+
+
 def test_a_folder_is_read_by_its_path_and_errors_name_the_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(minimal("qwen3")))
     assert read_config(tmp_path) == minimal("qwen3")
