@@ -22,6 +22,8 @@ DTYPES: Mapping[str, Any] = {
     "BF16": ml_dtypes.bfloat16,
 }
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# What peft writes: changes to the weights of another model.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -276,7 +278,12 @@ def _no_weights(directory: epath.Path, stem: str) -> UserError:
     parts = [name for name in present if name.endswith(".safetensors")]
     fix = "give a folder with weights, or download them into it"
     got = "no weights"
-    if parts:
+    if any(name in present for name in ADAPTER_FILES):
+        return adapter(directory)
+    if parts == [f"{stem}-00001-of-00001.safetensors"]:
+        got = f"{parts[0]}, without an index"
+        fix = f"rename it to {stem}.safetensors"
+    elif parts:
         got = f"{some(parts)}, without an index"
         fix = f"download {stem}.safetensors.index.json too"
     elif pickles:
@@ -287,6 +294,16 @@ def _no_weights(directory: epath.Path, stem: str) -> UserError:
         got=got,
         wanted=f"{stem}.safetensors, or {stem}.safetensors.index.json and the files it names",
         fix=fix,
+    )
+
+
+def adapter(directory: epath.Path) -> UserError:
+    """The error of a folder that holds an adapter and no model."""
+    return UserError(
+        field=str(directory),
+        got="an adapter, which changes the weights of another model",
+        wanted="a whole model",
+        fix="merge the adapter into its base model (peft: merge_and_unload), and save that",
     )
 
 
