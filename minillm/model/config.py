@@ -1,6 +1,7 @@
 """The shape of a Transformer, as one frozen value."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -114,7 +115,7 @@ class ModelConfig:
             self.num_heads % self.num_kv_heads == 0,
             self.num_kv_heads,
             f"a divisor of num_heads={self.num_heads}",
-            f"try {max(k for k in _divisors(self.num_heads) if k <= self.num_kv_heads)}",
+            f"try {math.gcd(self.num_heads, self.num_kv_heads)}",
         )
         _require(
             "head_dim",
@@ -193,7 +194,3 @@ class ModelConfig:
 def _require(name: str, good: bool, got: object, wanted: str, fix: str) -> None:
     if not good:
         raise UserError(field=f"model.{name}", got=got, wanted=wanted, fix=fix)
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]

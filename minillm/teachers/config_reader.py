@@ -7,6 +7,9 @@ from minillm.core.errors import UserError
 
 T = TypeVar("T")
 _REQUIRED: Any = object()
+# Far above any model that there is, and low enough that what is counted by layer, by head or by
+# feature before the weights are looked at takes no time: a file may say anything.
+MOST_LAYERS, MOST_HEADS, WIDEST = 10_000, 10_000, 1 << 24
 _LARGEST = 2**31 - 1
 _LARGEST_FLOAT = 1e38
 
@@ -37,7 +40,6 @@ _TELLING: dict[str, tuple[Any, ...]] = {
     "parallel_residual": (None, False),
     "partial_rotary_factor": (None, 1.0),
     "per_layer_config": (None,),
-    "pretraining_tp": (None, 1),
     "qk_layernorm": (None, False),
     "quantization_config": (None,),
     "query_pre_attn_scalar": (None,),
@@ -78,10 +80,12 @@ class ConfigReader:
             raise self.error(name, f"an integer from {minimum} to {maximum}")
         return value
 
-    def integer_or_none(self, name: str, default: int | None = None) -> int | None:
+    def integer_or_none(
+        self, name: str, default: int | None = None, *, maximum: int = _LARGEST
+    ) -> int | None:
         """As `integer`; null is None."""
         value = self._get(name, default)
-        return None if value is None else self.integer(name, value)
+        return None if value is None else self.integer(name, value, maximum=maximum)
 
     def number(self, name: str, default: float = _REQUIRED) -> float:
         """A finite number above 0."""

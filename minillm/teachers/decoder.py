@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from minillm.model.config import ModelConfig
 from minillm.model.rope import Rope
-from minillm.teachers.config_reader import ConfigReader
+from minillm.teachers.config_reader import MOST_HEADS, MOST_LAYERS, WIDEST, ConfigReader
 from minillm.teachers.weights import LAYER, Path, Source, WeightMap
 
 # "gelu" in transformers is the exact form; ours is named for the tanh form.
@@ -18,7 +18,6 @@ _ACTIVATIONS: dict[str, Literal["silu", "gelu", "gelu_exact"]] = {
     "gelu_pytorch_tanh": "gelu",
 }
 _LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
-_MOST_LAYERS = 10_000
 _BLOCK = f"model.layers.{LAYER}."
 
 
@@ -45,28 +44,29 @@ def decoder_config(
     def default(name: str) -> dict[str, Any]:
         return {"default": usual[name]} if name in usual else {}
 
-    width = values.integer("hidden_size", **default("hidden_size"))
-    heads = values.integer("num_attention_heads", **default("num_attention_heads"))
+    def size(name: str, most: int = WIDEST) -> int:
+        return values.integer(name, maximum=most, **default(name))
+
+    width = size("hidden_size")
+    heads = size("num_attention_heads", MOST_HEADS)
     name = "num_key_value_heads"
     kv_heads = values.integer_or_none(name, **default(name)) or heads
     if heads % kv_heads:
         raise values.error(name, f"a divisor of num_attention_heads={heads}")
-    head_dim = values.integer_or_none("head_dim", **default("head_dim"))
+    head_dim = values.integer_or_none("head_dim", maximum=WIDEST, **default("head_dim"))
     if head_dim is None and width % heads:
         raise values.error("num_attention_heads", f"a divisor of hidden_size={width}")
     head_dim = width // heads if head_dim is None else head_dim
     if head_dim % 2:
         raise values.error("head_dim", f"an even number, not {head_dim}: RoPE turns pairs")
     return ModelConfig(
-        vocab_size=values.integer("vocab_size", **default("vocab_size")),
+        vocab_size=size("vocab_size"),
         hidden_size=width,
-        num_layers=values.integer(
-            "num_hidden_layers", maximum=_MOST_LAYERS, **default("num_hidden_layers")
-        ),
+        num_layers=size("num_hidden_layers", MOST_LAYERS),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        intermediate_size=values.integer("intermediate_size", **default("intermediate_size")),
+        intermediate_size=size("intermediate_size"),
         max_length=values.integer("max_position_embeddings", **default("max_position_embeddings")),
         norm_eps=values.number("rms_norm_eps", **default("rms_norm_eps")),
         activation=values.choice(activation, _ACTIVATIONS, **default(activation)),

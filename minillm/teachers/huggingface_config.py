@@ -13,6 +13,7 @@ from minillm.core.errors import UserError
 from minillm.model.config import ModelConfig
 from minillm.teachers.config_reader import ConfigReader
 from minillm.teachers.families import FAMILIES
+from minillm.teachers.safetensors_files import unreadable
 from minillm.teachers.weights import LAYER, Source, WeightMap
 
 CONFIG = "config.json"
@@ -50,13 +51,15 @@ def read_config(directory: epath.PathLike) -> dict[str, Any]:
     """The fields of a folder's config.json.
 
     Raises:
-        UserError: there is none, or it is no JSON object.
+        UserError: there is none that can be read, or it is no JSON object.
     """
     path = epath.Path(directory) / CONFIG
-    if not path.is_file():
-        raise _bad_file(path, "no such file")
     try:
         values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise _bad_file(path, "no such file") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
     except (ValueError, RecursionError) as error:
         raise _bad_file(path, f"no JSON: {error}") from error
     if not isinstance(values, dict):

@@ -17,6 +17,7 @@ from minillm.teachers.flux import PIPELINE_INDEX, find_text_encoder, pipeline_fo
 from minillm.teachers.huggingface import Folder, huggingface_folder, huggingface_teacher
 from minillm.teachers.huggingface_config import CONFIG
 from minillm.teachers.mock import mock_config, mock_teacher
+from minillm.teachers.safetensors_files import ADAPTER_FILES, adapter
 from minillm.teachers.teacher import Teacher, require_decoder
 
 MOCK = "mock"
@@ -129,6 +130,8 @@ def _foreign_folder(directory: epath.Path, dtype: Dtype | None = None) -> Folder
         return huggingface_folder(directory, dtype)
     if _is_there(directory / PIPELINE_INDEX):
         return pipeline_folder(directory, dtype)
+    if any(_is_there(directory / name) for name in ADAPTER_FILES):
+        raise adapter(directory)
     got = "a folder that is no model" if directory.is_dir() else "no such folder"
     fix = 'correct the path, or try "mock"'
     if directory.is_file():

@@ -22,6 +22,8 @@ DTYPES: Mapping[str, Any] = {
     "BF16": ml_dtypes.bfloat16,
 }
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# What peft writes: changes to the weights of another model.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -123,7 +125,7 @@ class TensorFiles:
         try:
             values = np.fromfile(tensor.path, dtype, count=stop - start, offset=offset)
         except OSError as error:
-            raise _unreadable(tensor.path, error) from None
+            raise unreadable(tensor.path, error) from None
         if values.size != stop - start:
             raise UserError(
                 field=f"{tensor.path}: tensor {name}",
@@ -138,7 +140,7 @@ def _exists(path: epath.Path) -> bool:
     try:
         return path.exists()
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def _read_index(path: epath.Path) -> dict[str, str]:
@@ -148,7 +150,7 @@ def _read_index(path: epath.Path) -> dict[str, str]:
     except UnicodeDecodeError as error:
         raise _no_index(path, str(error)) from None
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     if text.encode().startswith(_LFS_POINTER):
         raise _lfs_pointer(path)
     try:
@@ -193,7 +195,7 @@ def _read_header(path: epath.Path, first: int) -> dict[str, _Tensor]:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length), object_pairs_hook=_without_repetition)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     except (SafetensorError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
     return {
@@ -257,7 +259,8 @@ def _no_index(path: epath.Path, got: str) -> UserError:
     )
 
 
-def _unreadable(path: epath.Path, error: OSError) -> UserError:
+def unreadable(path: epath.Path, error: OSError) -> UserError:
+    """The error of a file of a model's folder that is there and cannot be read."""
     return UserError(
         field=str(path),
         got=_words(error),
@@ -270,12 +273,17 @@ def _no_weights(directory: epath.Path, stem: str) -> UserError:
     try:
         present = sorted(path.name for path in directory.iterdir())
     except OSError as error:
-        return _unreadable(directory, error)
+        return unreadable(directory, error)
     pickles = [name for name in present if epath.Path(name).suffix in _PICKLES]
     parts = [name for name in present if name.endswith(".safetensors")]
     fix = "give a folder with weights, or download them into it"
     got = "no weights"
-    if parts:
+    if any(name in present for name in ADAPTER_FILES):
+        return adapter(directory)
+    if parts == [f"{stem}-00001-of-00001.safetensors"]:
+        got = f"{parts[0]}, without an index"
+        fix = f"rename it to {stem}.safetensors"
+    elif parts:
         got = f"{some(parts)}, without an index"
         fix = f"download {stem}.safetensors.index.json too"
     elif pickles:
@@ -286,6 +294,16 @@ def _no_weights(directory: epath.Path, stem: str) -> UserError:
         got=got,
         wanted=f"{stem}.safetensors, or {stem}.safetensors.index.json and the files it names",
         fix=fix,
+    )
+
+
+def adapter(directory: epath.Path) -> UserError:
+    """The error of a folder that holds an adapter and no model."""
+    return UserError(
+        field=str(directory),
+        got="an adapter, which changes the weights of another model",
+        wanted="a whole model",
+        fix="merge the adapter into its base model (peft: merge_and_unload), and save that",
     )
 
 

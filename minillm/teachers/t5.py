@@ -9,7 +9,7 @@ from etils import epath
 from minillm.data.load_tokenizer import load_tokenizer
 from minillm.model.config import Dtype
 from minillm.model.t5_encoder import T5Config
-from minillm.teachers.config_reader import ConfigReader
+from minillm.teachers.config_reader import MOST_HEADS, MOST_LAYERS, WIDEST, ConfigReader
 from minillm.teachers.huggingface import Folder, require_same_vocabulary
 from minillm.teachers.huggingface_config import CONFIG, read_config
 from minillm.teachers.loading import check_tensors
@@ -68,14 +68,14 @@ def t5_config(values: ConfigReader) -> T5Config:
     values.choice("dense_act_fn", {function: None}, function)
     if values.flag("is_gated_act", gated) != gated:
         raise values.error("is_gated_act", f"{str(gated).lower()}, as feed_forward_proj says")
-    buckets = values.integer("relative_attention_num_buckets", 32, minimum=4)
+    buckets = values.integer("relative_attention_num_buckets", 32, minimum=4, maximum=_FARTHEST)
     config = T5Config(
-        vocab_size=values.integer("vocab_size"),
-        hidden_size=values.integer("d_model"),
-        num_layers=values.integer("num_layers"),
-        num_heads=values.integer("num_heads"),
-        head_dim=values.integer("d_kv"),
-        intermediate_size=values.integer("d_ff"),
+        vocab_size=values.integer("vocab_size", maximum=WIDEST),
+        hidden_size=values.integer("d_model", maximum=WIDEST),
+        num_layers=values.integer("num_layers", maximum=MOST_LAYERS),
+        num_heads=values.integer("num_heads", maximum=MOST_HEADS),
+        head_dim=values.integer("d_kv", maximum=WIDEST),
+        intermediate_size=values.integer("d_ff", maximum=WIDEST),
         num_buckets=buckets,
         max_distance=values.integer(
             "relative_attention_max_distance",

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import time
 
 import jax
 import pytest
@@ -118,3 +119,17 @@ def test_a_rotation_that_cannot_be_is_an_error_that_names_its_field(build, field
     with pytest.raises(UserError) as caught:
         build()
     assert caught.value.field == f"model.{field}"
+
+
+def test_a_fix_for_the_key_heads_divides_the_heads():
+    with pytest.raises(UserError, match="num_heads=12; fix: try 4"):
+        dataclasses.replace(SMALL, num_heads=12, num_kv_heads=8)
+
+
+def test_a_config_of_very_many_heads_is_made_and_refused_at_once():
+    start = time.monotonic()
+    many = dataclasses.replace(SMALL, num_heads=2**40, num_kv_heads=2**20)
+    assert many.groups == 2**20
+    with pytest.raises(UserError, match="num_kv_heads"):
+        dataclasses.replace(SMALL, num_heads=2**40, num_kv_heads=3)
+    assert time.monotonic() - start < 1

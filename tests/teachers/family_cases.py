@@ -113,7 +113,7 @@ CASES = [
             "rms_norm_eps": 1e-5,
         },
     ),
-    Case("Mistral", "window", {"sliding_window": 7}, True, quick=True),
+    Case("Mistral", "window", {"sliding_window": 7, "layer_types": [LOCAL] * 2}, True, quick=True),
     Case(
         "Mistral",
         "window, head size",

@@ -80,6 +80,27 @@ def no_index(folder):
     (folder / INDEX).unlink()
 
 
+def one_part(folder):
+    rewritten(folder, lambda tensors: None)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+
+
+def part_of_two(folder):
+    no_index(folder)
+    (folder / SECOND).unlink()
+
+
+def adapter(folder):
+    without_weights(folder)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+
+
+def adapter_alone(folder):
+    adapter(folder)
+    (folder / "config.json").unlink()
+
+
 def bad_index(folder):
     (folder / INDEX).write_text("{")
 
@@ -212,6 +233,13 @@ TABLE = {
     "pickle": (pickled, r"a pickle checkpoint \(pytorch_model\.bin\)"),
     "weights are a folder": (weights_are_a_folder, r"model\.safetensors: got .*[Dd]"),
     "no index": (no_index, rf"got {FIRST}, {SECOND}, without an index"),
+    "one part of one": (
+        one_part,
+        r"00001\.safetensors, without an index;.* rename it to model\.safetensors",
+    ),
+    "one part of two": (part_of_two, rf"got {FIRST}, without an index;.* download {INDEX}"),
+    "adapter": (adapter, "teacher: got an adapter.* merge the adapter into its base model"),
+    "adapter alone": (adapter_alone, "teacher: got an adapter.* merge the adapter into its base"),
     "broken index": (bad_index, rf"{INDEX}: got Expecting"),
     "index without a map": (index_without_map, rf"{INDEX}: got no weight_map"),
     "index names a file not there": (file_not_there, rf"{INDEX}: got .*not there: {SECOND}"),

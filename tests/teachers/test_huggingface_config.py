@@ -74,6 +74,8 @@ SPELLINGS = [
     ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 0.7}}),
     ("llama", {"rope_scaling": {}, "rope_parameters": None, "num_key_value_heads": None}),
     ("mistral", {"sliding_window": None, "head_dim": None}),
+    ("mistral", {"sliding_window": None, "layer_types": [GLOBAL] * 7}),
+    ("mistral", {"sliding_window": 9, "layer_types": [LOCAL] * 7}),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}),
     ("qwen2", {"sliding_window": 9, "max_window_layers": 0}),
     ("qwen3", {"layer_types": [GLOBAL] * 7, "rope_theta": 1e6}),
@@ -136,6 +138,11 @@ REFUSED = [
     ("llama", {"hidden_size": 0}, "hidden_size"),
     ("llama", {"hidden_size": 65}, "num_attention_heads"),
     ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
+    ("llama", {"num_attention_heads": 2**30, "head_dim": 8}, "num_attention_heads: got 1073741824"),
+    *[
+        ("llama", {key: 2**30}, f"{key}: got 1073741824; wanted an integer from 1 to 16777216")
+        for key in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")
+    ],
     ("llama", {"num_key_value_heads": 5}, "num_key_value_heads: got 5; wanted a divisor"),
     ("llama", {"head_dim": 7}, "head_dim"),
     ("llama", {"rms_norm_eps": -1e-5}, "rms_norm_eps"),
@@ -153,7 +160,6 @@ REFUSED = [
     ("llama", {"rope_parameters": {**LLAMA3, "high_freq_factor": 1}}, "high_freq_factor: got 1"),
     ("llama", {"rope_parameters": {**YARN, "rope_theta": 1.0}}, "rope_theta: got 1.0"),
     ("llama", {"rope_parameters": {**YARN, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-    ("llama", {"pretraining_tp": 2}, "pretraining_tp: got 2"),
     ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
     ("llama", {"num_local_experts": 8}, "num_local_experts"),
     ("llama", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
@@ -163,6 +169,14 @@ REFUSED = [
     ("llama", {"rope_interleaved": True}, "rope_interleaved"),
     ("mistral", {"sliding_window": 0}, "sliding_window: got 0"),
     ("mistral", {"attention_bias": True}, "attention_bias"),
+    (
+        "mistral",
+        {"layer_types": [LOCAL] * 6 + [GLOBAL], "sliding_window": 9},
+        "layer_types: got .*; wanted sliding_attention everywhere: sliding_window=9",
+    ),
+    ("mistral", {"layer_types": [GLOBAL] * 7}, "wanted sliding_.*: sliding_window=4096"),
+    ("mistral", {"layer_types": [LOCAL] * 7, "sliding_window": None}, "sliding_window: got None"),
+    ("mistral", {"layer_types": [LOCAL] * 6}, "layer_types.*a list of 7"),
     ("qwen2", {"layer_types": [LOCAL] * 7}, "sliding_window"),
     ("qwen2", {"layer_types": [GLOBAL] * 6}, "layer_types.*a list of 7"),
     ("qwen2", {"layer_types": ["chunked_attention"] * 7}, "layer_types"),
@@ -214,7 +228,7 @@ def test_what_says_nothing_about_the_function_is_let_through():
         "dtype": "bfloat16",
         "layer_types": [GLOBAL] * 7,
         "num_local_experts": 0,
-        "pretraining_tp": 1,
+        "pretraining_tp": 2,
         "sliding_window": None,
         "torch_dtype": "float16",
         "use_cache": False,
@@ -241,6 +255,13 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as caught:
         describe(tmp_path, ())
     assert caught.value.field == str(path)
+
+
+def test_a_folder_in_its_place_is_named_as_one(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match="Is a directory.*wanted a file that can be read") as caught:
+        describe(tmp_path, ())
+    assert caught.value.field == str(tmp_path / "config.json")
 
 
 def test_a_folder_is_read_by_its_path_and_errors_name_the_file(tmp_path):

@@ -214,6 +214,8 @@ def test_layers_that_the_teacher_does_not_have_are_refused(pairs, layers):
         ({"is_decoder": True}, "config.json: is_decoder: got True"),
         ({"model_type": "mt5"}, "config.json: model_type: got 'mt5'"),
         ({"num_heads": 0}, "config.json: num_heads: got 0"),
+        ({"num_heads": 2**30}, "config.json: num_heads: got 1073741824"),
+        ({"num_layers": 2**30}, "config.json: num_layers: got 1073741824"),
         ({"d_kv": 6}, r"SelfAttention.*shape \[20, 32\]; wanted \[24, 32\]"),
         ({"num_layers": 3}, "got no encoder.block.2"),
         ({"num_layers": 1}, "encoder.block.1.*for which the model has no place"),

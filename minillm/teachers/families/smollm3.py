@@ -14,8 +14,6 @@ def config(values: ConfigReader) -> ModelConfig:
     base = decoder_config(
         values, num_key_value_heads=4, max_position_embeddings=32768, tie_word_embeddings=True
     )
-    # How a training was cut into parts: transformers has such a field for Llama alone.
-    values.ignore("pretraining_tp")
     layers, bias = base.num_layers, values.flag("attention_bias", False)
     interval = values.integer("no_rope_layer_interval", 4)
     turned = values.by_layer("no_rope_layers", {0: False, 1: True}, layers) or tuple(
