@@ -17,7 +17,8 @@ from minillm.data.tokenizer_json import TokenizerFile
 from minillm.data.tokenizer_protocol import require_ids, require_unicode
 
 JSON_NAME = "tokenizer.json"
-_PROBE = "Hello world, x = 12"
+# Runs of spaces and line breaks, since those are often added tokens.
+_PROBE = "Hello world, x = 12\n    y  = 3\n\n"
 # Unicode's last code point, a piece of no model: what is done with the unknown.
 _UNKNOWN = "\U0010ffff"
 

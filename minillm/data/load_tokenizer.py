@@ -6,7 +6,7 @@ from etils import epath
 from minillm.core.errors import UserError
 from minillm.data.json_tokenizer import JSON_NAME, JsonTokenizer
 from minillm.data.sentencepiece_tokenizer import MODEL_NAME, SentencePieceTokenizer
-from minillm.data.special_tokens import Declarations, read_declarations
+from minillm.data.special_tokens import Declarations, read_bytes, read_declarations
 from minillm.data.tokenizer import BPETokenizer
 from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.data.vocabulary import differences
@@ -51,7 +51,7 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
 
 
 def _from_file(path: epath.Path) -> Tokenizer:
-    data = path.read_bytes()
+    data = read_bytes(path)
     declared = read_declarations(path.parent)
     if path.suffix == ".json" or data[:1] == b"{":
         return JsonTokenizer(data, declared)
@@ -61,7 +61,7 @@ def _from_file(path: epath.Path) -> Tokenizer:
 
 def _warn_of_differences(tokenizer: Tokenizer, model: epath.Path) -> None:
     try:
-        other = SentencePieceTokenizer(model.read_bytes(), Declarations(place=str(model.parent)))
+        other = SentencePieceTokenizer(read_bytes(model), Declarations(place=str(model.parent)))
     except UserError as error:
         logging.warning("%s is taken; the file beside it cannot be read: %s", JSON_NAME, error)
         return

@@ -229,8 +229,21 @@ def read_declarations(folder: epath.Path) -> Declarations:
 
 
 def read_object(path: epath.Path) -> dict[str, Any]:
-    """A file's JSON object; UserError where it holds something else."""
-    return parse_object(path.read_bytes(), str(path))
+    """A file's JSON object; UserError where it holds something else, or cannot be read."""
+    return parse_object(read_bytes(path), str(path))
+
+
+def read_bytes(path: epath.Path) -> bytes:
+    """What a file holds; UserError where it cannot be read, or is a folder."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            field=str(path),
+            got=error.strerror or str(error),
+            wanted="a file that can be read",
+            fix="check the path and its permissions, or restore the file",
+        ) from error
 
 
 def parse_object(data: bytes, place: str) -> dict[str, Any]:

@@ -102,7 +102,11 @@ class TokenizerFile:
         }
 
     def piece_bytes(self, special: frozenset[int]) -> list[bytes | None]:
-        """Bytes of every id up to the last; None for special ids and for those without a token."""
+        """Bytes of every id up to the last; None for special ids and for those without a token.
+
+        The decoder treats added tokens as it does pieces, and often they are both: Gemma lists
+        runs of "▁" as added, which its merges make of spaces.
+        """
         decoders = list(_parts(self.document.get("decoder"), "decoders"))
         cutters = list(_parts(self.document.get("pre_tokenizer"), "pretokenizers"))
         kinds = {str(part.get("type")) for part in (*decoders, *cutters)}
@@ -124,12 +128,12 @@ class TokenizerFile:
         for number, name in self.names.items():
             if number in special:
                 continue
-            if number in self.added:
-                table[number] = name.encode()
-            elif letters is not None:
-                # A letter outside the alphabet is no byte; the library writes the piece as it is.
+            if letters is not None:
+                # Of a token that is no piece, text holds the name. A letter outside the alphabet
+                # is no byte; the library writes the piece as it is.
                 known = [letters.get(letter) for letter in name]
-                table[number] = name.encode() if None in known else bytes(known)  # type: ignore[arg-type]
+                in_letters = None not in known and self._pieces.get(number) == name
+                table[number] = bytes(known) if in_letters else name.encode()  # type: ignore[arg-type]
             elif in_bytes and (match := _BYTE_NAME.fullmatch(name)):
                 table[number] = bytes([int(match[1], 16)])
             else:

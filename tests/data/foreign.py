@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ LINES = [
     "café naïve Ελλάδα привет 中文\n" * 4,
     "x³ ½ 👩‍👩‍👧\r\n" * 4,
 ]
+LLAMA_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+GEMMA_SYMBOLS = ["<start_of_turn>", "<table>", "\n", "\n\n", "▁▁", "▁▁▁▁"]
 GPT2 = None  # the library's own
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -90,9 +92,26 @@ def gpt2(folder: Path) -> Path:
     return written(folder, made, names)
 
 
+def smollm2(folder: Path) -> Path:
+    """Digits one by one, then GPT-2's pattern; tokens of repositories that are no special ones."""
+    made = byte_level(GPT2)
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    made.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    made.add_tokens([AddedToken(name, normalized=False) for name in ("<repo_name>", "\t\t", "｜▁")])
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    return written(folder, made, names)
+
+
 def llama3(folder: Path) -> Path:
-    """A beginning put there by the post-processor, several ends, no padding."""
+    """A beginning put there by the post-processor, several ends, no padding, and words that are
+    pieces whether or not merges make them."""
     made = byte_level(LLAMA3)
+    made.model.ignore_merges = True
     made.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"])
     begin = made.token_to_id("<|begin_of_text|>")
     template = processors.TemplateProcessing(
@@ -119,21 +138,55 @@ def qwen2(folder: Path) -> Path:
     return written(folder, made, names)
 
 
-def llama2_json(folder: Path) -> Path:
-    """BPE over "▁" with bytes for what it does not know, as converted from `llama2_model`."""
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=llama2_model())
-    scores = {pieces.id_to_piece(i): pieces.get_score(i) for i in range(pieces.vocab_size())}
-    vocabulary = {piece: i for i, piece in enumerate(scores)}
+def converted(model: bytes, controls: int) -> Tokenizer:
+    """The BPE of a SentencePiece model, with bytes for what it does not know."""
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+    vocabulary = {pieces.id_to_piece(i): i for i in range(pieces.vocab_size())}
     merges = [
         (vocabulary[a + b], a, b)
         for a in vocabulary
         for b in vocabulary
-        if a + b in vocabulary and min(vocabulary[a], vocabulary[b]) > 2
+        if a + b in vocabulary and min(vocabulary[a], vocabulary[b]) >= controls
     ]
     pairs = [(a, b) for _, a, b in sorted(merges)]
-    made = Tokenizer(
+    return Tokenizer(
         models.BPE(vocabulary, pairs, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     )
+
+
+def llama2_json(folder: Path) -> Path:
+    """BPE over "▁" with a space before the text, as converted from `llama2_model`."""
+    made = converted(llama2_model(), controls=3)
+    _like_llama2(made)
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return written(folder, made, LLAMA_NAMES)
+
+
+def phi3(folder: Path) -> Path:
+    """Llama 2's, with an end of its own and tokens that take the white space after them."""
+    made = converted(llama2_model(), controls=3)
+    _like_llama2(made)
+    made.add_special_tokens(["<unk>", "<s>"])
+    # Not special in that file: the end of Llama, which is a text here.
+    made.add_tokens([AddedToken("</s>", rstrip=True, normalized=False)])
+    chat = ("<|endoftext|>", "<|assistant|>", "<|user|>")
+    made.add_special_tokens(
+        [AddedToken(name, rstrip=name != chat[0], normalized=False) for name in chat]
+    )
+    names = {
+        "add_bos_token": False,
+        "bos_token": "<s>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<unk>",
+    }
+    return written(folder, made, names)
+
+
+def _like_llama2(made: Tokenizer) -> None:
     made.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
@@ -145,12 +198,22 @@ def llama2_json(folder: Path) -> Path:
             decoders.Strip(" ", 1, 0),
         ]
     )
-    made.add_special_tokens(["<unk>", "<s>", "</s>"])
-    made.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
+
+
+def gemma_json(folder: Path) -> Path:
+    """As converted from `gemma_model`: what its user gave are added tokens, and pieces too."""
+    made = converted(gemma_model(), controls=4)
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return written(folder, made, names)
+    made.add_special_tokens(["<pad>", "</s>", "<s>", "<unk>"])
+    made.add_tokens([AddedToken(name, normalized=False) for name in GEMMA_SYMBOLS])
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 2)]
+    )
+    return written(folder, made, {**LLAMA_NAMES, "pad_token": "<pad>"})
 
 
 def metaspace(folder: Path) -> Path:
@@ -236,7 +299,7 @@ def llama2_model() -> bytes:
     )
 
 
-def gemma_model() -> bytes:
+def gemma_model(symbols: Sequence[str] = GEMMA_SYMBOLS) -> bytes:
     """pad 0, eos 1, bos 2, unk 3, no space before the text, pieces of the user's."""
     return sentencepiece_model(
         normalization_rule_name="identity",
@@ -246,7 +309,7 @@ def gemma_model() -> bytes:
         eos_id=1,
         bos_id=2,
         unk_id=3,
-        user_defined_symbols=["<start_of_turn>", "<table>"],
+        user_defined_symbols=list(symbols),
     )
 
 
@@ -265,9 +328,12 @@ def t5_model() -> bytes:
 
 JSON = {
     "gpt2": gpt2,
+    "smollm2": smollm2,
     "llama3": llama3,
     "qwen2": qwen2,
     "llama2": llama2_json,
+    "phi3": phi3,
+    "gemma": gemma_json,
     "metaspace": metaspace,
     "unigram": unigram,
 }

@@ -1,8 +1,10 @@
 """Broken and mutated tokenizer files: one clear error, or a tokenizer that works."""
 
+import errno
 import json
 
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,6 +97,33 @@ def test_a_path_without_a_tokenizer_is_refused(tmp_path):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError):
             load_tokenizer(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+)
+def test_a_folder_where_a_file_should_be_is_one_error_that_names_it(tmp_path, name):
+    folder = foreign.qwen2(tmp_path)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    with pytest.raises(UserError, match=rf"{name}: got Is a directory; wanted a file that can be"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_file_that_may_not_be_read_is_one_error_that_names_it(tmp_path, name, monkeypatch):
+    folder = foreign.qwen2(tmp_path)
+    real = type(epath.Path(folder)).read_bytes
+
+    def read_bytes(path):
+        if path.name == name:
+            # By hand: a test that runs as root may read every file.
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(type(epath.Path(folder)), "read_bytes", read_bytes)
+    with pytest.raises(UserError, match=rf"{name}: got Permission denied"):
+        load_tokenizer(folder)
 
 
 def places(value, path=()):

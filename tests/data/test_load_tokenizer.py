@@ -125,7 +125,7 @@ def test_ends_rise_to_the_length_and_cut_where_the_library_decodes_the_beginning
 
 
 # Those that read "▁" in a text as a space.
-MARKED = {"llama2", "metaspace", "gemma"}
+MARKED = {"llama2", "phi3", "metaspace", "gemma"}
 FIRST_SPACE = {"json metaspace"}
 
 

@@ -46,14 +46,20 @@ def test_fewer_logits_than_ids_are_refused(qwen):
         compare(tokenizer, tokenizer, size - 1)
 
 
-def test_a_model_and_its_converted_json_are_the_same(tmp_path):
+@pytest.mark.parametrize(
+    ("train", "convert"),
+    [(foreign.llama2_model, foreign.llama2_json), (foreign.gemma_model, foreign.gemma_json)],
+)
+def test_a_model_and_its_converted_json_are_the_same(tmp_path, train, convert):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "tokenizer.model").write_bytes(foreign.llama2_model())
+    (tmp_path / "model" / "tokenizer.model").write_bytes(train())
     model = load_tokenizer(tmp_path / "model")
-    converted = load_tokenizer(foreign.llama2_json(tmp_path / "json"))
+    converted = load_tokenizer(convert(tmp_path / "json"))
     assert model.fingerprint != converted.fingerprint
     for pair in ((model, converted), (converted, model)):
         assert compare(*pair, 500).verdict is Verdict.SAME
+    text = "def f(x):\n    return  x\n\n"
+    assert converted.encode_with_ends(text) == model.encode_with_ends(text)
 
 
 def test_another_token_of_the_same_id_is_a_difference_that_is_shown(qwen, tmp_path):
