@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
         teacher=TEACHER.value,
         tokenizer_path=TOKENIZER.value,
         packed=f"{OUTPUT.value.rstrip('/')}-rows",
+        output=OUTPUT.value,
     )
     made = precompute(OUTPUT.value, config, teacher=TEACHER.value, rows=rows, tokenizer=tokenizer)
     print(f"store: {OUTPUT.value} ({made.counts['rows']} rows, {made.schema})")

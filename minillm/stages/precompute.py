@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -14,12 +14,7 @@ from jax.sharding import Mesh
 from minillm.core import axes, hosts
 from minillm.core.configs import require_at_least
 from minillm.core.errors import UserError
-from minillm.core.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    found_stage,
-    require_writable,
-)
+from minillm.core.manifest import MANIFEST_NAME, Manifest, require_writable
 from minillm.core.sharding import MeshConfig, check_divides, make_mesh
 from minillm.data.corpus import read_examples
 from minillm.data.load_tokenizer import load_tokenizer
@@ -27,7 +22,13 @@ from minillm.data.rows import RowsReader
 from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.data.vocabulary import compare
 from minillm.model.config import Dtype, ModelConfig
-from minillm.stages.precompute_spans import precompute_spans, tokenizers_of_spans
+from minillm.stages.precompute_output import RowsFacts, found_store
+from minillm.stages.precompute_spans import (
+    Tokenizers,
+    check_spans,
+    precompute_spans,
+    tokenizers_of_spans,
+)
 from minillm.stages.preparation import RowsConfig, make_rows
 from minillm.stages.scoring import Scorer, compile_scorer, placed, smallest_batch
 from minillm.stages.training import check_row_fits
@@ -82,12 +83,17 @@ def rows_for(
     teacher: str,
     tokenizer_path: str | None,
     packed: epath.PathLike,
+    output: epath.PathLike | None = None,
 ) -> tuple[epath.PathLike, epath.PathLike]:
     """The rows to run over, and their tokenizer; files are packed into `packed` first.
 
     Args:
         data: a folder of packed rows, or .txt, .json, .jsonl files separated by commas.
         tokenizer_path: where the teacher brings none.
+        output: where the store of their targets will go.
+
+    Raises:
+        UserError: as `precompute`, of whatever is wrong without the rows, before they are packed.
     """
     if tokenizer_path is None and teacher == MOCK:
         raise UserError(
@@ -102,9 +108,13 @@ def rows_for(
     if (epath.Path(data) / MANIFEST_NAME).exists():
         return data, tokenizer
     require_writable(packed)
+    loaded = load_tokenizer(tokenizer)
+    row_length = config.rows.row_length
+    facts = RowsFacts(packed, row_length, loaded.vocab_size, loaded.fingerprint)
+    _plan(output, config, teacher, facts, tokenizer)
     with hosts.first_host_first("rows packed"):
         examples = list(read_examples(data))
-        make_rows(packed, config.rows, examples, load_tokenizer(tokenizer))
+        make_rows(packed, config.rows, examples, loaded)
     return packed, tokenizer
 
 
@@ -135,15 +145,14 @@ def precompute(
             does not fit their memory, or the directory holds something else.
     """
     reader = RowsReader(rows)
-    mesh = make_mesh(config.mesh, devices or _all_devices())
-    dtype = config.dtype or ("float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16")
-    tokenizers = tokenizers_of_spans(config.targets, teacher, reader, tokenizer)
-    if tokenizers is not None:
+    plan = _plan(directory, config, teacher, RowsFacts.of(reader), tokenizer, devices)
+    mesh, dtype = plan.mesh, plan.dtype
+    if isinstance(plan.targets, Tokenizers):
         return precompute_spans(
             directory,
             reader,
             teacher,
-            tokenizers,
+            plan.targets,
             mesh=mesh,
             dtype=dtype,
             seed=config.seed,
@@ -151,22 +160,9 @@ def precompute(
             rows_per_shard=config.rows_per_shard,
             description=description,
         )
+    model, store = plan.targets
+    scorer = _scorer(config, mesh, model, store, len(reader), plan.begun)
     vocab_size = int(reader.manifest.counts["vocab_size"])
-    model, own = describe_teacher(teacher, vocab_size=vocab_size, dtype=dtype)
-    check_row_fits(model, reader.row_length, name="teacher's ")
-    kept = (
-        model.vocab_size
-        if own is None
-        else _shared_vocabulary(own, model.vocab_size, teacher, reader, tokenizer)
-    )
-    store = StoreConfig(
-        candidates=min(config.candidates, kept),
-        vocab_size=kept,
-        row_length=reader.row_length,
-        rows_per_shard=config.rows_per_shard,
-    )
-    begun = _check_output(directory, store, reader)
-    scorer = _scorer(config, mesh, model, store, len(reader), begun)
     loaded = load_teacher(teacher, vocab_size=vocab_size, seed=config.seed, mesh=mesh, dtype=dtype)
     params = placed(nnx.to_pure_dict(nnx.state(loaded.model)), mesh)
 
@@ -187,6 +183,58 @@ def precompute(
     )
 
 
+class _Plan(NamedTuple):
+    """What to run and where.
+
+    Attributes:
+        targets: the tokenizers, where likelihoods of spans are to be written; the teacher and the
+            store of its candidates, where those are.
+        begun: what is there of the store.
+    """
+
+    mesh: Mesh
+    dtype: Dtype
+    targets: Tokenizers | tuple[ModelConfig, StoreConfig]
+    begun: Manifest | None
+
+
+def _plan(
+    directory: epath.PathLike | None,
+    config: PrecomputeConfig,
+    teacher: str,
+    rows: RowsFacts,
+    tokenizer: epath.PathLike | None,
+    devices: Sequence[jax.Device] | None = None,
+) -> _Plan:
+    """All that can be found wrong before anything is packed, compiled, loaded or written.
+
+    Args:
+        directory: of the store; None where that is not known yet.
+
+    Raises:
+        UserError: as `precompute`.
+    """
+    mesh = make_mesh(config.mesh, devices or _all_devices())
+    dtype = config.dtype or ("float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16")
+    _check_batch_size(config.batch_size, mesh)
+    shard = config.rows_per_shard
+    tokenizers = tokenizers_of_spans(config.targets, teacher, rows, tokenizer)
+    if tokenizers is not None:
+        begun = check_spans(directory, rows, tokenizers, rows_per_shard=shard)
+        return _Plan(mesh, dtype, tokenizers, begun)
+    model, own = describe_teacher(teacher, vocab_size=rows.vocab_size, dtype=dtype)
+    check_row_fits(model, rows.row_length, name="teacher's ")
+    check_divides("rows.row_length", rows.row_length, mesh, axes.LENGTH)
+    kept = (
+        model.vocab_size
+        if own is None
+        else _shared_vocabulary(own, model.vocab_size, teacher, rows, tokenizer)
+    )
+    store = StoreConfig(min(config.candidates, kept), kept, rows.row_length, shard)
+    begun = None if directory is None else found_store(directory, SCHEMA, store, rows.inputs)
+    return _Plan(mesh, dtype, (model, store), begun)
+
+
 def _all_devices() -> list[jax.Device]:
     # By host, so that the rows that a host gives are ones that its own devices hold.
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -196,7 +244,7 @@ def _shared_vocabulary(
     own: Tokenizer,
     logits: int,
     teacher: str,
-    rows: RowsReader,
+    rows: RowsFacts,
     tokenizer_path: epath.PathLike | None,
 ) -> int:
     """How many of the teacher's logits are for the rows' ids: the first so many, the rest is cut.
@@ -204,7 +252,7 @@ def _shared_vocabulary(
     Raises:
         UserError: the teacher's tokenizer and the rows' do not mean the same by an id.
     """
-    wanted = rows.manifest.inputs["tokenizer"]
+    wanted = rows.tokenizer
     made_with = own
     if own.fingerprint != wanted and tokenizer_path is not None:
         made_with = load_tokenizer(tokenizer_path)
@@ -212,7 +260,7 @@ def _shared_vocabulary(
         raise UserError(
             field="tokenizer_path",
             got=f"{tokenizer_path or teacher} (fingerprint {made_with.fingerprint[:12]})",
-            wanted=f"the tokenizer of {rows.directory} (fingerprint {wanted[:12]})",
+            wanted=f"the tokenizer of {rows.place} (fingerprint {wanted[:12]})",
             fix="give the tokenizer of the rows, or pack the text with the teacher's",
         )
     found = compare(made_with, own, logits).require_same(teacher)
@@ -221,20 +269,17 @@ def _shared_vocabulary(
     return found.kept
 
 
-def _check_output(
-    directory: epath.PathLike, store: StoreConfig, reader: RowsReader
-) -> Manifest | None:
-    """What the directory holds of this store; only the weights' fingerprint is not compared yet."""
-    found = found_stage(
-        directory,
-        schema=SCHEMA,
-        config=dataclasses.asdict(store),
-        inputs={"rows": reader.fingerprint, "tokenizer": reader.manifest.inputs["tokenizer"]},
-        all_inputs=False,
-    )
-    if found is None or not found.complete:
-        require_writable(directory)
-    return found
+def _check_batch_size(size: int | None, mesh: Mesh) -> None:
+    if size is None:
+        return
+    check_divides("batch_size", size, mesh, axes.BATCH)
+    if size % hosts.count():
+        raise UserError(
+            field="batch_size",
+            got=size,
+            wanted=f"a multiple of the {hosts.count()} hosts",
+            fix=f"try {-(-size // hosts.count()) * hosts.count()}",
+        )
 
 
 def _scorer(
@@ -246,16 +291,7 @@ def _scorer(
     begun: Manifest | None,
 ) -> Scorer:
     size = config.batch_size
-    if size is not None:
-        check_divides("batch_size", size, mesh, axes.BATCH)
-        if size % hosts.count():
-            raise UserError(
-                field="batch_size",
-                got=size,
-                wanted=f"a multiple of the {hosts.count()} hosts",
-                fix=f"try {-(-size // hosts.count()) * hosts.count()}",
-            )
-    elif begun is not None and begun.shards:
+    if size is None and begun is not None and begun.shards:
         # Another batch could round otherwise; the shards of a store should not differ in that.
         before = int(begun.measured.get("batch_size", 0))
         size = before if before and before % smallest_batch(mesh) == 0 else None

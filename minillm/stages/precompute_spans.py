@@ -1,6 +1,5 @@
 """A teacher of another tokenizer and rows in, a store of its likelihoods of spans out."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,8 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from minillm.core import axes, hosts
 from minillm.core.errors import UserError
-from minillm.core.manifest import Manifest, found_stage, require_writable
-from minillm.core.sharding import check_divides, rounded_up, shard_batch
+from minillm.core.manifest import Manifest
+from minillm.core.sharding import rounded_up, shard_batch
 from minillm.data.alignment import AlignedTokens, align_row
 from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.rows import RowsReader
@@ -25,6 +24,7 @@ from minillm.data.vocabulary import Verdict, compare
 from minillm.model.config import Dtype, ModelConfig
 from minillm.model.functional import ModelFunction, Params
 from minillm.model.transformer import Transformer
+from minillm.stages.precompute_output import RowsFacts, found_store
 from minillm.store import SpanStoreConfig, SpanTargets, span_targets, write_span_store
 from minillm.store.schema import SPAN_SCHEMA
 from minillm.teachers import MOCK, Teacher, describe_teacher, load_teacher, require_decoder
@@ -45,7 +45,7 @@ class Tokenizers(NamedTuple):
 
 
 def tokenizers_of_spans(
-    targets: str, teacher: str, rows: RowsReader, tokenizer_path: epath.PathLike | None
+    targets: str, teacher: str, rows: RowsFacts, tokenizer_path: epath.PathLike | None
 ) -> Tokenizers | None:
     """The tokenizers to align, where the targets are to be spans; None where they are not.
 
@@ -58,7 +58,7 @@ def tokenizers_of_spans(
     """
     if targets == "candidates" or (targets == "auto" and teacher == MOCK):
         return None
-    wanted = rows.manifest.inputs["tokenizer"]
+    wanted = rows.tokenizer
     own = None if teacher == MOCK else describe_teacher(teacher)[1]
     made_with = own if tokenizer_path is None else load_tokenizer(tokenizer_path)
     if made_with is None or made_with.fingerprint != wanted:
@@ -67,7 +67,7 @@ def tokenizers_of_spans(
         raise UserError(
             field="tokenizer_path",
             got=f"{tokenizer_path}, another tokenizer than the rows'",
-            wanted=f"the tokenizer of {rows.directory} (fingerprint {wanted[:12]})",
+            wanted=f"the tokenizer of {rows.place} (fingerprint {wanted[:12]})",
             fix="give the tokenizer that the rows were packed with",
         )
     found = Tokenizers(made_with, own or made_with)
@@ -104,14 +104,8 @@ def precompute_spans(
 
     Args:
         batch_size: rows at a time; None takes eight, or as few more as the mesh shares evenly.
-
-    Raises:
-        UserError: several hosts, or a directory that holds something else.
     """
-    hosts.require_one_host("precomputing likelihoods of spans")
     size = batch_size or rounded_up(_ROWS_AT_A_TIME, mesh, axes.BATCH)
-    check_divides("batch_size", size, mesh, axes.BATCH)
-    _check_output(directory, rows, tokenizers, rows_per_shard)
     loaded = load_teacher(
         teacher, vocab_size=tokenizers.teacher.vocab_size, seed=seed, mesh=mesh, dtype=dtype
     )
@@ -147,23 +141,24 @@ def precompute_spans(
     )
 
 
-def _check_output(
-    directory: epath.PathLike, rows: RowsReader, tokenizers: Tokenizers, rows_per_shard: int
-) -> None:
-    """Raise UserError, before weights are loaded, where the directory holds something else."""
-    found = found_stage(
-        directory,
-        schema=SPAN_SCHEMA,
-        config=dataclasses.asdict(SpanStoreConfig(rows.row_length, rows_per_shard)),
-        inputs={
-            "rows": rows.fingerprint,
-            "tokenizer": tokenizers.rows.fingerprint,
-            "teacher_tokenizer": tokenizers.teacher.fingerprint,
-        },
-        all_inputs=False,
-    )
-    if found is None or not found.complete:
-        require_writable(directory)
+def check_spans(
+    directory: epath.PathLike | None,
+    rows: RowsFacts,
+    tokenizers: Tokenizers,
+    *,
+    rows_per_shard: int,
+) -> Manifest | None:
+    """What the directory, where it is known, holds of a store of spans.
+
+    Raises:
+        UserError: several hosts, or a directory that holds something else.
+    """
+    hosts.require_one_host("precomputing likelihoods of spans")
+    if directory is None:
+        return None
+    config = SpanStoreConfig(rows.row_length, rows_per_shard)
+    own = {"teacher_tokenizer": tokenizers.teacher.fingerprint}
+    return found_store(directory, SPAN_SCHEMA, config, {**rows.inputs, **own})
 
 
 def packed(aligned: Sequence[AlignedTokens]) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,9 +20,10 @@ from minillm.core.manifest import read_manifest
 from minillm.core.sharding import MeshConfig
 from minillm.data.rows import RowsReader
 from minillm.stages import precompute as stage
-from minillm.stages.precompute import PrecomputeConfig, precompute
+from minillm.stages.precompute import PrecomputeConfig, precompute, rows_for
+from minillm.stages.preparation import RowsConfig
 from minillm.store import StoreReader
-from tests.stages.precompute_inputs import ROWS_PER_SHARD, write_inputs, write_teacher
+from tests.stages.precompute_inputs import ROW_LENGTH, ROWS_PER_SHARD, write_inputs, write_teacher
 
 CONFIG = PrecomputeConfig(candidates=6, rows_per_shard=ROWS_PER_SHARD)
 # What float16 keeps of a log-probability, of two computations that round differently.
@@ -117,6 +119,41 @@ def test_what_is_wrong_is_said_before_the_teacher_is_loaded(
     with pytest.raises(UserError, match=words):
         run(work, output, dataclasses.replace(CONFIG, **change), teacher)
     assert output.exists() == (prepare in (other_store, a_file))
+
+
+def a_store_of_other_candidates(work, output):
+    shutil.copytree(work / "store", output)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "change", "words"),
+    [
+        (None, {"mesh": MeshConfig(tensor=64)}, "mesh: got .*product is the number"),
+        (None, {"mesh": MeshConfig(data=2, tensor=-1), "batch_size": 3}, "batch_size: got 3"),
+        (None, {"rows": RowsConfig(row_length=65)}, r"max_length: got 64; wanted at least 65"),
+        (a_file, {}, "output folder .*which is a file"),
+        (a_store_of_other_candidates, {"candidates": 5}, r"config\.candidates was 6, now 5"),
+        (a_store_of_other_candidates, {"targets": "spans"}, "schema was 'store/1'"),
+    ],
+)
+def test_what_is_wrong_without_rows_is_said_before_they_are_packed(
+    work, store, tmp_path, monkeypatch, prepare, change, words
+):
+    monkeypatch.setattr(stage, "_all_devices", lambda: np.array(jax.devices()).repeat(2).tolist())
+    output, texts = tmp_path / "store", tmp_path / "texts.txt"
+    texts.write_text("One and one make two.\n")
+    if prepare:
+        prepare(work, output)
+    config = dataclasses.replace(CONFIG, rows=RowsConfig(row_length=ROW_LENGTH))
+    options = {"teacher": str(work / "teacher"), "tokenizer_path": None, "output": output}
+    packed = tmp_path / "store-rows"
+    with pytest.raises(UserError, match=words):
+        rows_for(str(texts), dataclasses.replace(config, **change), **options, packed=packed)
+    assert not packed.exists()
+    # Nothing else is wrong with these settings.
+    options["output"] = tmp_path / "other"
+    assert rows_for(str(texts), config, **options, packed=packed)[0] == packed
+    assert (packed / "manifest.json").exists()
 
 
 def test_rows_longer_than_the_teacher_reads_are_refused(work, tmp_path, nothing_loaded):
