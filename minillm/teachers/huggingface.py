@@ -106,7 +106,7 @@ def _model(
 
 
 def require_same_vocabulary(place: epath.PathLike, vocab_size: int, tokenizer: Tokenizer) -> None:
-    """Raise UserError where text would become ids that the model has not, or few of those it has."""
+    """Raise UserError where text becomes ids that the model has not, or few of those it has."""
     padding = vocab_size - tokenizer.vocab_size
     if needs_beyond(tokenizer, vocab_size) or padding > max(_PADDING, vocab_size // 10):
         raise UserError(
