@@ -5,7 +5,7 @@ import enum
 from collections.abc import Iterator
 
 from minillm.core.errors import UserError
-from minillm.data.tokenizer_protocol import Tokenizer
+from minillm.data.tokenizer_protocol import Tokenizer, beginning
 
 _SHOWN = 4
 
@@ -53,6 +53,17 @@ class Comparison:
         )
 
 
+def needs_beyond(tokenizer: Tokenizer, table: int) -> bool:
+    """Whether a tokenizer gives text, or a document's beginning or end, ids beyond a model's table.
+
+    Other special ids may lie there: those of a model that sees, in a text model's folder (Gemma 3
+    has one). No text becomes them, and a model says nothing of them.
+    """
+    used = {tokenizer.eos_id, *beginning(tokenizer)}
+    beyond = range(table, tokenizer.vocab_size)
+    return any(i in used or tokenizer.token_bytes(i) is not None for i in beyond)
+
+
 def compare(student: Tokenizer, teacher: Tokenizer, teacher_vocab_size: int) -> Comparison:
     """A teacher's vocabulary beside the one that rows were made with.
 
@@ -65,16 +76,16 @@ def compare(student: Tokenizer, teacher: Tokenizer, teacher_vocab_size: int) -> 
         teacher_vocab_size: rows of the teacher's output head.
 
     Raises:
-        UserError: the teacher has fewer logits than its own tokenizer ids.
+        UserError: the teacher has no logits for ids that its own tokenizer gives.
     """
-    if teacher_vocab_size < teacher.vocab_size:
+    if needs_beyond(teacher, teacher_vocab_size):
         raise UserError(
             field="teacher's vocabulary",
             got=f"{teacher_vocab_size} logits for {teacher.vocab_size} ids of its tokenizer",
             wanted=f"at least {teacher.vocab_size} logits",
             fix="put weights and tokenizer of one model into the teacher's folder",
         )
-    kept = student.vocab_size
+    kept = min(student.vocab_size, teacher_vocab_size)
     if student.fingerprint != teacher.fingerprint:
         found = list(_first(differences(student, teacher), _SHOWN + 1))
         if found:

@@ -10,6 +10,7 @@ from minillm.core.errors import UserError
 from minillm.core.manifest import file_sha256, fingerprint_of
 from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.tokenizer_protocol import Tokenizer
+from minillm.data.vocabulary import needs_beyond
 from minillm.model.config import Dtype, ModelConfig
 from minillm.model.functional import ModelFunction
 from minillm.model.t5_encoder import T5Config, T5Encoder
@@ -105,14 +106,9 @@ def _model(
 
 
 def require_same_vocabulary(place: epath.PathLike, vocab_size: int, tokenizer: Tokenizer) -> None:
-    """Raise UserError where text would become ids that the model has not, or few of those it has.
-
-    A few special tokens beyond the table are those of a model that sees: no text becomes them.
-    """
-    beyond = range(vocab_size, tokenizer.vocab_size)
-    textual = any(tokenizer.token_bytes(token) is not None for token in beyond)
+    """Raise UserError where text becomes ids that the model has not, or few of those it has."""
     padding = vocab_size - tokenizer.vocab_size
-    if textual or padding > max(_PADDING, vocab_size // 10):
+    if needs_beyond(tokenizer, vocab_size) or padding > max(_PADDING, vocab_size // 10):
         raise UserError(
             field=f"{place}: its tokenizer",
             got=f"{tokenizer.vocab_size:,} tokens",

@@ -50,7 +50,7 @@ def load_teacher(
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     folder = None if os.fspath(path) == MOCK else _foreign_folder(epath.Path(path), dtype)
     if folder is not None:
-        _require_ids(path, folder.config, vocab_size)
+        _require_ids(path, folder.config, vocab_size, folder.tokenizer)
         return huggingface_teacher(folder, mesh=mesh)
     config, _ = describe_teacher(path, vocab_size=vocab_size, dtype=dtype)
     if os.fspath(path) == MOCK:
@@ -81,17 +81,21 @@ def describe_teacher(
     directory = epath.Path(path)
     folder = _foreign_folder(directory, dtype)
     if folder is not None:
-        _require_ids(path, folder.config, vocab_size)
+        _require_ids(path, folder.config, vocab_size, folder.tokenizer)
         return require_decoder(folder.config), folder.tokenizer
     own, tokenizer = checkpoint_description(directory, dtype)
-    _require_ids(path, own, vocab_size)
+    _require_ids(path, own, vocab_size, tokenizer)
     return own, tokenizer
 
 
 def _require_ids(
-    path: epath.PathLike, config: ModelConfig | T5Config, vocab_size: int | None
+    path: epath.PathLike,
+    config: ModelConfig | T5Config,
+    vocab_size: int | None,
+    tokenizer: Tokenizer,
 ) -> None:
-    if vocab_size is not None and vocab_size > config.vocab_size:
+    # Of its own tokenizer's ids, the folder's check has let through those that it may have beyond.
+    if vocab_size is not None and vocab_size > max(config.vocab_size, tokenizer.vocab_size):
         raise UserError(
             field=f"teacher {os.fspath(path)}",
             got=f"a vocabulary of {config.vocab_size} tokens",
