@@ -1,6 +1,7 @@
 """The precompute stage: a teacher and rows in, a store of its targets out."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -22,7 +23,7 @@ from minillm.data.rows import RowsReader
 from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.data.vocabulary import compare
 from minillm.model.config import Dtype, ModelConfig
-from minillm.stages.precompute_output import RowsFacts, found_store
+from minillm.stages.precompute_output import RowsFacts, finished_store, found_store
 from minillm.stages.precompute_spans import (
     Tokenizers,
     check_spans,
@@ -36,8 +37,10 @@ from minillm.store import TeacherTargets, write_store
 from minillm.store.schema import SCHEMA, StoreConfig
 from minillm.teachers import (
     MOCK,
+    Teacher,
     check_folder,
     describe_teacher,
+    fingerprint_of_files,
     load_teacher,
     tokenizer_folder,
 )
@@ -147,24 +150,37 @@ def precompute(
     reader = RowsReader(rows)
     plan = _plan(directory, config, teacher, RowsFacts.of(reader), tokenizer, devices)
     mesh, dtype = plan.mesh, plan.dtype
+    begun = plan.begun
+
+    @functools.cache
+    def load() -> Teacher:
+        size = (
+            plan.targets.teacher.vocab_size
+            if isinstance(plan.targets, Tokenizers)
+            else int(reader.manifest.counts["vocab_size"])
+        )
+        return load_teacher(teacher, vocab_size=size, seed=config.seed, mesh=mesh, dtype=dtype)
+
+    # Hashing the files is worth it only where there is something to compare with.
+    known = fingerprint_of_files(teacher, dtype) if begun else None
+    if begun is not None and begun.complete:
+        known = known or load().fingerprint
+    if finished_store(directory, begun, known) and begun is not None:
+        return begun
     if isinstance(plan.targets, Tokenizers):
         return precompute_spans(
             directory,
             reader,
-            teacher,
+            load(),
             plan.targets,
             mesh=mesh,
-            dtype=dtype,
-            seed=config.seed,
             batch_size=config.batch_size,
             rows_per_shard=config.rows_per_shard,
             description=description,
         )
     model, store = plan.targets
-    scorer = _scorer(config, mesh, model, store, len(reader), plan.begun)
-    vocab_size = int(reader.manifest.counts["vocab_size"])
-    loaded = load_teacher(teacher, vocab_size=vocab_size, seed=config.seed, mesh=mesh, dtype=dtype)
-    params = placed(nnx.to_pure_dict(nnx.state(loaded.model)), mesh)
+    scorer = _scorer(config, mesh, model, store, len(reader), begun)
+    params = placed(nnx.to_pure_dict(nnx.state(load().model)), mesh)
 
     def score(batch: Mapping[str, np.ndarray]) -> TeacherTargets:
         return scorer(params, batch)
@@ -173,7 +189,7 @@ def precompute(
         directory,
         reader,
         score,
-        teacher_fingerprint=loaded.fingerprint,
+        teacher_fingerprint=known or load().fingerprint,
         tokenizer_fingerprint=reader.manifest.inputs["tokenizer"],
         candidates=store.candidates,
         batch_size=scorer.rows_of_a_host,

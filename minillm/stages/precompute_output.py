@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 from etils import epath
 
-from minillm.core.manifest import Manifest, found_stage, require_writable
+from minillm.core import hosts
+from minillm.core.errors import UserError
+from minillm.core.manifest import Manifest, found_stage, require_writable, verify_shards
 from minillm.data.rows import RowsReader
 from minillm.store.schema import SpanStoreConfig, StoreConfig
 
@@ -62,3 +64,28 @@ def found_store(
     if found is None or not found.complete:
         require_writable(directory)
     return found
+
+
+def finished_store(directory: epath.PathLike, found: Manifest | None, teacher: str | None) -> bool:
+    """Whether nothing is left to do: the store is complete and none of its files is damaged.
+
+    Every host calls this, and all get the same answer.
+
+    Args:
+        found: what `found_store` did.
+        teacher: its fingerprint; None where it is not known yet.
+
+    Raises:
+        UserError: the store, finished or begun, is another teacher's.
+    """
+    if found is not None and teacher is not None:
+        inputs = {**found.inputs, "teacher": teacher}
+        found_stage(directory, schema=found.schema, config=found.config, inputs=inputs)
+    whole = found is not None and found.complete and teacher is not None
+    if whole and found is not None:
+        try:
+            # One host reads all bytes; the others see whether they have the same files.
+            verify_shards(directory, found, checksums=hosts.is_first_host())
+        except UserError:
+            whole = False  # What is damaged is written anew.
+    return all(any(told) for told in hosts.gathered(bytes([whole])))

@@ -21,13 +21,13 @@ from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.rows import RowsReader
 from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.data.vocabulary import Verdict, compare
-from minillm.model.config import Dtype, ModelConfig
+from minillm.model.config import ModelConfig
 from minillm.model.functional import ModelFunction, Params
 from minillm.model.transformer import Transformer
 from minillm.stages.precompute_output import RowsFacts, found_store
 from minillm.store import SpanStoreConfig, SpanTargets, span_targets, write_span_store
 from minillm.store.schema import SPAN_SCHEMA
-from minillm.teachers import MOCK, Teacher, describe_teacher, load_teacher, require_decoder
+from minillm.teachers import MOCK, Teacher, describe_teacher, require_decoder
 
 # Rows of the teacher's tokens are as long as a batch needs, in steps that keep programs few.
 _LENGTH_STEP = 64
@@ -87,12 +87,10 @@ def tokenizers_of_spans(
 def precompute_spans(
     directory: epath.PathLike,
     rows: RowsReader,
-    teacher: str,
+    teacher: Teacher,
     tokenizers: Tokenizers,
     *,
     mesh: Mesh,
-    dtype: Dtype,
-    seed: int,
     batch_size: int | None,
     rows_per_shard: int,
     description: str,
@@ -106,11 +104,8 @@ def precompute_spans(
         batch_size: rows at a time; None takes eight, or as few more as the mesh shares evenly.
     """
     size = batch_size or rounded_up(_ROWS_AT_A_TIME, mesh, axes.BATCH)
-    loaded = load_teacher(
-        teacher, vocab_size=tokenizers.teacher.vocab_size, seed=seed, mesh=mesh, dtype=dtype
-    )
-    config = require_decoder(loaded.config)
-    read = _reader_of(loaded, config, mesh, tokenizers.teacher.vocab_size)
+    config = require_decoder(teacher.config)
+    read = _reader_of(teacher, config, mesh, tokenizers.teacher.vocab_size)
 
     def score(batch: Mapping[str, np.ndarray]) -> SpanTargets:
         aligned = [
@@ -133,7 +128,7 @@ def precompute_spans(
         directory,
         rows,
         score,
-        teacher_fingerprint=loaded.fingerprint,
+        teacher_fingerprint=teacher.fingerprint,
         teacher_tokenizer_fingerprint=tokenizers.teacher.fingerprint,
         batch_size=size,
         rows_per_shard=rows_per_shard,

@@ -1,5 +1,6 @@
 """Teachers: whatever gives logits for tokens, loaded from where it lies."""
 
+from minillm.teachers.fingerprint import fingerprint_of_files
 from minillm.teachers.load import (
     MOCK,
     check_folder,
@@ -14,6 +15,7 @@ __all__ = [
     "Teacher",
     "check_folder",
     "describe_teacher",
+    "fingerprint_of_files",
     "load_teacher",
     "require_decoder",
     "tokenizer_folder",

@@ -53,7 +53,7 @@ class Teacher:
         """SHA-256 (hex) over configuration and weights: what decides the logits."""
         of_files = self._weights_fingerprint
         weights = of_files() if of_files else tree_fingerprint(nnx.to_pure_dict(self._state))
-        return fingerprint_of({"model": configs.to_dict(self.config), "weights": weights})
+        return fingerprint_with(self.config, weights)
 
     def logits(
         self,
@@ -95,6 +95,11 @@ class Teacher:
             )
         graph, state = self._graph, self._state
         return _layer_states(graph, tuple(layers), state, tokens, segment_ids, positions)
+
+
+def fingerprint_with(config: ModelConfig | T5Config, weights: str) -> str:
+    """SHA-256 (hex) of a model of that configuration, with weights of that fingerprint."""
+    return fingerprint_of({"model": configs.to_dict(config), "weights": weights})
 
 
 def require_decoder(config: ModelConfig | T5Config) -> ModelConfig:
