@@ -22,10 +22,9 @@ from minillm.stages import precompute as stage
 from minillm.stages.precompute import PrecomputeConfig, precompute
 from minillm.store import StoreReader
 from tests.stages.precompute_inputs import ROWS_PER_SHARD, write_inputs, write_teacher
+from tests.tolerances import STORED
 
 CONFIG = PrecomputeConfig(candidates=6, rows_per_shard=ROWS_PER_SHARD)
-# What float16 keeps of a log-probability, of two computations that round differently.
-STORED = 2**-10
 
 
 @pytest.fixture(scope="module")
