@@ -105,9 +105,11 @@ def _model(
 
 
 def require_same_vocabulary(place: epath.PathLike, vocab_size: int, tokenizer: Tokenizer) -> None:
-    """Raise UserError where text would become ids that the model has not, or few of those it has.
+    """Raise UserError where tokenizer and embedding table are not of one model.
 
-    A few special tokens beyond the table are those of a model that sees: no text becomes them.
+    The table must have a row for every token that text can become. Special tokens beyond it are
+    let through: a model that also reads images has some that stand for an image, and text never
+    becomes one. Rows without a token are padding, of which there may be some.
     """
     beyond = range(vocab_size, tokenizer.vocab_size)
     textual = any(tokenizer.token_bytes(token) is not None for token in beyond)
