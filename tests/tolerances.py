@@ -21,3 +21,11 @@ TOLERANCES = {
     # chain for an output, twice that for a gradient.
     "bfloat16": Tolerance(output=1.6e-2, gradient=3.2e-2, logits=6e-2),
 }
+
+# Of log-probabilities, against another library: logits, from which a log-softmax takes one sum
+# over the vocabulary, in float32 too. They are held to no more than logits are allowed.
+LOG_PROBS = TOLERANCES["float32"].logits
+
+# Relative, of log-probabilities that two runs put into float16, which keeps 11 bits: where the
+# runs round a value to either side, the two stored ones are one unit apart, 2^-10 of it at most.
+STORED = 2**-10

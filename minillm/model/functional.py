@@ -88,7 +88,9 @@ class ModelFunction(Generic[Model]):
 def by_layer(params: Params) -> Params:
     """The same parameters with a tuple of L arrays for each stack of layers; see `run_layers`.
 
-    On CPU they are views of the stacks, which then stay in memory once. Abstract ones stay so.
+    On CPU a layer is a view of its stack if it starts at a multiple of 64 bytes, as JAX asks of
+    memory that it does not own, and else a copy: the stacks stay in memory once only if every
+    layer of them starts so. Abstract parameters stay abstract.
     """
     return {**params, "blocks": jax.tree.map(_layers, params["blocks"])}
 

@@ -1,5 +1,6 @@
 """Reading the fields of a Hugging Face config.json, each with its type and range."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -13,8 +14,8 @@ MOST_LAYERS, MOST_HEADS, WIDEST = 10_000, 10_000, 1 << 24
 _LARGEST = 2**31 - 1
 _LARGEST_FLOAT = 1e38
 
-# Fields that change what a model computes, with the values that change nothing. A family that
-# implements one reads it; where it stands unread with another value, the model is another one.
+# Fields that change the computation, with the values that leave it as it is. Any other value of a
+# field that the family did not read is refused.
 _TELLING: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (None, False),
     "alibi": (None, False),
@@ -157,7 +158,9 @@ class ConfigReader:
         for name in self._values:
             if name not in self._read and not _says_nothing(name, self._values[name]):
                 raise self.error(
-                    name, "a model without it: it changes what the model computes", unread=True
+                    name,
+                    f"{_harmless(name)}: any other value changes what the model computes",
+                    unread=True,
                 )
 
     def refuse_unread(self) -> None:
@@ -190,6 +193,13 @@ class ConfigReader:
 def _is_positive(value: object) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and 0 < value <= _LARGEST_FLOAT  # type: ignore[operator]  # a number by now
+
+
+def _harmless(name: str) -> str:
+    """The accepted values of a field that no family read, as JSON writes them."""
+    if name == "layer_types":
+        return '"full_attention" for every layer'
+    return " or ".join(json.dumps(value) for value in _TELLING[name])
 
 
 def _says_nothing(name: str, value: object) -> bool:

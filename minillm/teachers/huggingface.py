@@ -106,7 +106,12 @@ def _model(
 
 
 def require_same_vocabulary(place: epath.PathLike, vocab_size: int, tokenizer: Tokenizer) -> None:
-    """Raise UserError where text becomes ids that the model has not, or few of those it has."""
+    """Raise UserError where tokenizer and embedding table are not of one model.
+
+    The table must have a row for every token that text can become. Special tokens beyond it are
+    let through: a model that also reads images has some that stand for an image, and text never
+    becomes one. Rows without a token are padding, of which there may be some.
+    """
     padding = vocab_size - tokenizer.vocab_size
     if needs_beyond(tokenizer, vocab_size) or padding > max(_PADDING, vocab_size // 10):
         raise UserError(

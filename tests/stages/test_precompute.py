@@ -24,10 +24,9 @@ from minillm.stages.precompute import PrecomputeConfig, precompute, rows_for
 from minillm.stages.preparation import RowsConfig
 from minillm.store import StoreReader
 from tests.stages.precompute_inputs import ROW_LENGTH, ROWS_PER_SHARD, write_inputs, write_teacher
+from tests.tolerances import STORED
 
 CONFIG = PrecomputeConfig(candidates=6, rows_per_shard=ROWS_PER_SHARD)
-# What float16 keeps of a log-probability, of two computations that round differently.
-STORED = 2**-10
 
 
 @pytest.fixture(scope="module")

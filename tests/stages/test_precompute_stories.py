@@ -11,14 +11,13 @@ from minillm.stages.precompute import PrecomputeConfig, precompute, rows_for
 from minillm.stages.preparation import RowsConfig
 from minillm.stages.scoring import Scorer
 from minillm.store import StoreReader
+from tests.tolerances import LOG_PROBS
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 FOLDER = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "stories260k"
 CANDIDATES = 8
-# Of log-probabilities, through five layers and a softmax in float32.
-TOLERANCE = 1e-4
 NAMES = ("Lily", "Tom", "Ben", "Sue", "Max", "Mia", "Sam", "Amy", "Tim", "Zoe", "Jack", "Anna")
 STORY = (
     "Once upon a time, there was a little child named {}. The child had a red ball. One day the "
@@ -99,10 +98,10 @@ def compared(targets, dense, tolerance):
 def test_targets_are_those_of_transformers_logits(made, expected):
     for row_id, places, dense in expected:
         targets = [part[places] for part in made[2][row_id]]
-        compared(targets, dense, lambda values: np.full_like(values, TOLERANCE))
+        compared(targets, dense, lambda values: np.full_like(values, LOG_PROBS))
 
 
 def test_the_store_holds_them_within_its_stated_error(made, expected):
     for row_id, places, dense in expected:
         targets = [part[places] for part in made[1][row_id].targets]
-        compared(targets, dense, lambda values: np.abs(values) * 2**-11 + 2**-25 + TOLERANCE)
+        compared(targets, dense, lambda values: np.abs(values) * 2**-11 + 2**-25 + LOG_PROBS)

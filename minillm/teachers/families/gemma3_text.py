@@ -38,7 +38,11 @@ def config(values: ConfigReader) -> ModelConfig:
 
 
 def _ropes(values: ConfigReader, longest: int) -> tuple[Rope, Rope]:
-    """Of the local layers, and of the others; only the old spelling's stretch is for one alone."""
+    """How the local layers turn queries and keys, and how the global ones do.
+
+    New files say it under `rope_parameters`, in a group for each kind of layer. Old ones have a
+    theta for each kind, and one `rope_scaling`, which stretches the global layers alone.
+    """
     by_type = values.group("rope_parameters") or ConfigReader({}, field="")
     stretched = values.group("rope_scaling")
     if stretched is not None and not stretched.has("rope_type"):
