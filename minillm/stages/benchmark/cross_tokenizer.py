@@ -30,6 +30,7 @@ from minillm.data.tokenizer import BPETokenizer
 from minillm.losses import LossSum
 from minillm.model.config import ModelConfig
 from minillm.model.functional import ModelFunction
+from minillm.stages.benchmark.sorted_distance import sorted_distance
 from minillm.stages.benchmark.table import markdown
 from minillm.store import top_candidates
 from minillm.train.optimizer import OptimizerConfig, make_optimizer
@@ -85,7 +86,7 @@ def _spans(temperature: float) -> Callable[..., LossSum]:
 
 def _sorted(logits: jax.Array, targets: jax.Array, weights: jax.Array, batch: Any) -> LossSum:
     weights = weights * jnp.isfinite(batch["sorted"][..., 0])
-    return losses.sorted_distance(logits, batch["sorted"], batch["sorted_tail"], weights)
+    return sorted_distance(logits, batch["sorted"], batch["sorted_tail"], weights)
 
 
 def _candidates(logits: jax.Array, targets: jax.Array, weights: jax.Array, batch: Any) -> LossSum:
