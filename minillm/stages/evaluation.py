@@ -183,7 +183,8 @@ def evaluate(
 
 
 def _fingerprints(model: epath.PathLike, records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    read_model_description(model)  # whose error says more of a folder that is no model
+    if manifest.read_manifest(model) is None:
+        read_model_description(model)  # whose error says more of a folder that is no model
     return {
         "model": manifest.require_complete(model, MODEL_SCHEMA).fingerprint,
         "problems": manifest.fingerprint_of([dict(record) for record in records]),
