@@ -25,7 +25,7 @@ from minillm.model.config import ModelConfig
 from minillm.model.functional import ModelFunction, Params
 from minillm.model.transformer import Transformer
 from minillm.stages.precompute_output import RowsFacts, found_store
-from minillm.stages.scoring import by_turns, positions_at_a_time
+from minillm.stages.scoring import by_turns, placed, positions_at_a_time
 from minillm.store import SpanStoreConfig, SpanTargets, span_targets, write_span_store
 from minillm.store.schema import SPAN_SCHEMA
 from minillm.teachers import MOCK, Teacher, describe_teacher, require_decoder
@@ -173,7 +173,7 @@ def _reader_of(
 ) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
     """From rows of the teacher's tokens to the log-likelihood of each, compiled once a length."""
     function = ModelFunction(config)
-    params = nnx.to_pure_dict(nnx.state(teacher.model))
+    params = placed(nnx.to_pure_dict(nnx.state(teacher.model)), mesh)
 
     @jax.jit
     def score(params: Params, rows: dict[str, Array]) -> Array:
