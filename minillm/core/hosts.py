@@ -10,6 +10,9 @@ from jax.experimental import multihost_utils
 
 from minillm.core.errors import UserError
 
+# What the first host tells the others of its work.
+_DONE, _FAILED = b"\1", b"\0"
+
 
 def join_hosts() -> None:
     """Connect this process with the others of the job, as its environment says.
@@ -58,13 +61,32 @@ def index() -> int:
 
 
 @contextlib.contextmanager
-def first_host_first(name: str) -> Iterator[None]:
-    """The first host does what is inside, then the others do: they find the stage complete."""
+def first_host_first(what: str) -> Iterator[None]:
+    """The first host does what is inside, then the others do: they find the stage complete.
+
+    Args:
+        what: is done then, in words for the others: rows packed.
+
+    Raises:
+        UserError: on the others, where the first host raised.
+    """
     if not is_first_host():
-        wait_for_all(name)
-    yield
-    if is_first_host():
-        wait_for_all(name)
+        if gathered(_DONE)[0] != _DONE:
+            raise UserError(
+                field="multihost",
+                got="an error on the first host",
+                wanted=f"{what} there, before the others go on",
+                fix="see what the first host says, and run it again on all",
+            )
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        # The others wait: unless they are told, they do so until JAX gives up.
+        gathered(_FAILED)
+        raise
+    gathered(_DONE)
 
 
 def require_one_host(what: str) -> None:

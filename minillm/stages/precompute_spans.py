@@ -25,6 +25,7 @@ from minillm.model.config import ModelConfig
 from minillm.model.functional import ModelFunction, Params
 from minillm.model.transformer import Transformer
 from minillm.stages.precompute_output import RowsFacts, found_store
+from minillm.stages.scoring import by_turns, placed, positions_at_a_time
 from minillm.store import SpanStoreConfig, SpanTargets, span_targets, write_span_store
 from minillm.store.schema import SPAN_SCHEMA
 from minillm.teachers import MOCK, Teacher, describe_teacher, require_decoder
@@ -32,7 +33,6 @@ from minillm.teachers import MOCK, Teacher, describe_teacher, require_decoder
 # Rows of the teacher's tokens are as long as a batch needs, in steps that keep programs few.
 _LENGTH_STEP = 64
 _ROWS_AT_A_TIME = 8
-_POSITIONS_AT_A_TIME = 128  # of which a device holds the logits, as in `scoring`
 # Weights that did best in `launch/benchmark.py cross_tokenizer`.
 _WEIGHTS = {"cross_entropy": 1.0, "distillation": 0.0, "span_likelihoods": 3.0}
 
@@ -173,8 +173,7 @@ def _reader_of(
 ) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
     """From rows of the teacher's tokens to the log-likelihood of each, compiled once a length."""
     function = ModelFunction(config)
-    params = nnx.to_pure_dict(nnx.state(teacher.model))
-    shards = rounded_up(1, mesh, axes.BATCH)
+    params = placed(nnx.to_pure_dict(nnx.state(teacher.model)), mesh)
 
     @jax.jit
     def score(params: Params, rows: dict[str, Array]) -> Array:
@@ -182,7 +181,7 @@ def _reader_of(
         hidden = model.hidden(
             rows["tokens"], segment_ids=rows["segment_ids"], positions=rows["positions"]
         )
-        at_a_time = max(1, _POSITIONS_AT_A_TIME * shards // hidden.shape[0])
+        at_a_time = positions_at_a_time(mesh, hidden.shape[0])
         return log_likelihoods(model, hidden, rows["tokens"], at_a_time, vocab_size)
 
     def read(rows: dict[str, np.ndarray]) -> np.ndarray:
@@ -204,21 +203,15 @@ def log_likelihoods(
     Logits are made for `at_a_time` positions of every row after the other: all at once they would
     be the largest array of the whole computation.
     """
-    batch, length, width = hidden.shape
-    turns = -(-length // at_a_time)
-    rest = turns * at_a_time - length
-    # Every turn takes each `turns`-th position: rows cut along T stay on their devices.
-    states = jnp.pad(hidden, ((0, 0), (0, rest), (0, 0))).reshape(batch, at_a_time, turns, width)
-    following = jnp.pad(tokens[:, 1:], ((0, 0), (0, rest + 1))).reshape(batch, at_a_time, turns)
+    following = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
 
     def of_turn(part: tuple[Array, Array]) -> Array:
         logits = model.logits(part[0])[..., :vocab_size].astype(jnp.float32)
         picked = jnp.take_along_axis(logits, part[1][..., None], axis=-1)[..., 0]
         return picked - jax.nn.logsumexp(logits, axis=-1)
 
-    found = jax.lax.map(of_turn, (jnp.moveaxis(states, 2, 0), jnp.moveaxis(following, 2, 0)))
-    in_order = jnp.moveaxis(found, 0, 2).reshape(batch, turns * at_a_time)[:, : length - 1]
-    return jnp.pad(in_order, ((0, 0), (1, 0)))
+    found = by_turns(of_turn, (hidden, following), at_a_time)
+    return jnp.pad(found[:, :-1], ((0, 0), (1, 0)))
 
 
 def weights_for(made: Manifest) -> str:

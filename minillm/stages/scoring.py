@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +164,7 @@ def _compiled(
     """The computation for `size` rows, and the bytes it takes; without it, at least so many."""
     function = ModelFunction(config)
     params, batch = _abstract(function, mesh, size, row_length)
-    shards = rounded_up(1, mesh, axes.BATCH)
-    at_a_time = max(1, _POSITIONS_AT_A_TIME * shards // size)
+    at_a_time = positions_at_a_time(mesh, size)
 
     def score(params: Params, batch: Batch) -> TeacherTargets:
         model, hidden = _read(function, params, batch)
@@ -219,22 +218,43 @@ def targets_of(
 
     All logits at once would be the largest array of the whole computation.
     """
-    batch, length, width = hidden.shape
     # A slice of a single turn's candidates would bring about what `top_candidates` avoids.
-    at_a_time = min(at_a_time, length)
-    turns = -(-length // at_a_time)
-    padded = jnp.pad(hidden, ((0, 0), (0, turns * at_a_time - length), (0, 0)))
-    # Every turn takes each `turns`-th position: rows cut along T stay on their devices.
-    by_turn = jnp.moveaxis(padded.reshape(batch, at_a_time, turns, width), 2, 0)
-    found = jax.lax.map(
-        lambda part: top_candidates(model.logits(part)[..., :vocab_size], candidates), by_turn
+    at_a_time = min(at_a_time, hidden.shape[1])
+    found = by_turns(
+        lambda part: top_candidates(model.logits(part)[..., :vocab_size], candidates),
+        hidden,
+        at_a_time,
     )
+    return TeacherTargets(*found)
+
+
+def positions_at_a_time(mesh: Mesh, rows: int) -> int:
+    """Of each of so many rows, how many positions go through the output head at a time."""
+    return max(1, _POSITIONS_AT_A_TIME * rounded_up(1, mesh, axes.BATCH) // rows)
+
+
+def by_turns(function: Callable[[Any], Any], parts: Any, at_a_time: int) -> Any:
+    """`function` of a tree of [B, T, …] arrays, for `at_a_time` positions of T after the others.
+
+    Args:
+        function: from [B, at_a_time, …] to a tree of such arrays, each position by itself; it is
+            also called with zeros, where the last turn is filled up.
+    """
+    batch, length = jax.tree.leaves(parts)[0].shape[:2]
+    turns = -(-length // at_a_time)
+
+    def cut(part: Array) -> Array:
+        rest = [(0, 0), (0, turns * at_a_time - length)] + [(0, 0)] * (part.ndim - 2)
+        # Every turn takes each `turns`-th position: rows cut along T stay on their devices.
+        padded = jnp.pad(part, rest).reshape(batch, at_a_time, turns, *part.shape[2:])
+        return jnp.moveaxis(padded, 2, 0)
 
     def in_order(part: Array) -> Array:
         part = jnp.moveaxis(part, 0, 2)
         return part.reshape(batch, turns * at_a_time, *part.shape[3:])[:, :length]
 
-    return TeacherTargets(*(in_order(part) for part in found))
+    found = jax.lax.map(function, jax.tree.map(cut, parts))
+    return jax.tree.map(in_order, found)
 
 
 def _bytes_of(params: Params) -> int:
