@@ -3,14 +3,13 @@
 import functools
 import json
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import tokenizers
-from etils import epath
 
 from minillm.core.errors import UserError
-from minillm.core.manifest import fingerprint_of, write_atomically
+from minillm.core.manifest import fingerprint_of
+from minillm.data.foreign_tokenizer import ForeignTokenizer
 from minillm.data.special_tokens import Declarations
 from minillm.data.token_ends import SPACE, ends_by_spans, exact_ends
 from minillm.data.tokenizer_json import TokenizerFile
@@ -23,7 +22,7 @@ _PROBE = "Hello world, x = 12\n    y  = 3\n\n"
 _UNKNOWN = "\U0010ffff"
 
 
-class JsonTokenizer:
+class JsonTokenizer(ForeignTokenizer):
     """Byte-level BPE, BPE over "▁", or Unigram: what Llama 3, Qwen, SmolLM, Phi and T5 use.
 
     See `Tokenizer` for the methods. Where the file normalises text, `decode(encode(text))` is
@@ -37,9 +36,10 @@ class JsonTokenizer:
         UserError: the file is broken, of another kind (WordPiece, WordLevel), or names no end.
     """
 
+    FILE_NAME = JSON_NAME
+
     def __init__(self, data: bytes, declared: Declarations) -> None:
-        self._data = data
-        self._declared = declared
+        super().__init__(data, declared)
         place = f"{declared.place}: {JSON_NAME}"
         file = TokenizerFile(data, place)
         self._names = file.names
@@ -56,40 +56,6 @@ class JsonTokenizer:
         self._content = file.content
         self._adds_space = self._probe_space()
         self._check_bytes(place)
-
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id."""
-        return len(self._bytes)
-
-    @property
-    def pad_id(self) -> int:
-        """See `Tokenizer`."""
-        return self._roles.pad_id
-
-    @property
-    def bos_id(self) -> int | None:
-        """See `Tokenizer`."""
-        return self._roles.bos_id
-
-    @property
-    def adds_bos(self) -> bool:
-        """`add_bos_token` of the configuration, or else what the file's post-processor does.
-
-        The flag comes first, since the models with one were trained by a transformers that
-        followed it; since version 5 it writes none.
-        """
-        return self._roles.adds_bos
-
-    @property
-    def eos_id(self) -> int:
-        """See `Tokenizer`."""
-        return self._roles.eos_ids[0]
-
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """See `Tokenizer`."""
-        return self._roles.eos_ids
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -117,23 +83,9 @@ class JsonTokenizer:
         plain = require_ids(ids, self.vocab_size)
         return self._tokenizer.decode([i for i in plain if self._bytes[i] is not None])
 
-    def token_bytes(self, token_id: int) -> bytes | None:
-        """See `Tokenizer`; None too for an id that no token has."""
-        return self._bytes[token_id]
-
     def token_name(self, token_id: int) -> str:
         """See `Tokenizer`."""
         return self._names.get(token_id, "")
-
-    def save(self, directory: epath.PathLike) -> epath.Path:
-        """See `Tokenizer`: the file as it was read, and those beside it."""
-        target = epath.Path(directory) / JSON_NAME
-        write_atomically(target, self._data)
-        self._declared.save(target.parent, self._roles)
-        return target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._data, self._declared)
 
     def _cut(self, text: str) -> tokenizers.Encoding:
         return self._tokenizer.encode(require_unicode(text), add_special_tokens=False)

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import sentencepiece
-from etils import epath
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
 from minillm.core.errors import UserError
-from minillm.core.manifest import fingerprint_of, write_atomically
+from minillm.core.manifest import fingerprint_of
+from minillm.data.foreign_tokenizer import ForeignTokenizer
 from minillm.data.merges import SPACE as SPACE_MARK
 from minillm.data.special_tokens import Declarations
 from minillm.data.token_ends import SPACE, ends_by_spans, exact_ends
@@ -23,7 +23,7 @@ _Model: Any = vars(sentencepiece_model_pb2)["ModelProto"]
 _Piece: Any = _Model.SentencePiece
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(ForeignTokenizer):
     """The tokenizers of Llama 2, Mistral, Gemma, T5 as their `tokenizer.model`.
 
     See `Tokenizer` for the methods. Most put a space before the text, which decoding takes away
@@ -38,9 +38,10 @@ class SentencePieceTokenizer:
         UserError: the file is broken, or no token is an end.
     """
 
+    FILE_NAME = MODEL_NAME
+
     def __init__(self, data: bytes, declared: Declarations) -> None:
-        self._data = data
-        self._declared = declared
+        super().__init__(data, declared)
         place = f"{declared.place}: {MODEL_NAME}"
         self._proto = _parsed(data, place)
         names = {i: piece.piece for i, piece in enumerate(self._proto.pieces)}
@@ -66,36 +67,6 @@ class SentencePieceTokenizer:
         self._bytes = [self._piece_bytes(i) for i in range(len(names))]
         first = self._processor.encode("a")
         self._adds_space = bool(first) and (self._bytes[first[0]] or b"").startswith(SPACE)
-
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id."""
-        return len(self._bytes)
-
-    @property
-    def pad_id(self) -> int:
-        """See `Tokenizer`."""
-        return self._roles.pad_id
-
-    @property
-    def bos_id(self) -> int | None:
-        """See `Tokenizer`."""
-        return self._roles.bos_id
-
-    @property
-    def adds_bos(self) -> bool:
-        """`add_bos_token` of the configuration, or else whether the model has a beginning."""
-        return self._roles.adds_bos
-
-    @property
-    def eos_id(self) -> int:
-        """See `Tokenizer`."""
-        return self._roles.eos_ids[0]
-
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """See `Tokenizer`."""
-        return self._roles.eos_ids
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -132,23 +103,9 @@ class SentencePieceTokenizer:
         plain = require_ids(ids, self.vocab_size)
         return self._processor.decode([i for i in plain if self._bytes[i] is not None])
 
-    def token_bytes(self, token_id: int) -> bytes | None:
-        """See `Tokenizer`."""
-        return self._bytes[token_id]
-
     def token_name(self, token_id: int) -> str:
         """See `Tokenizer`."""
         return self._names[token_id]
-
-    def save(self, directory: epath.PathLike) -> epath.Path:
-        """See `Tokenizer`: the model as it was read, and the files beside it."""
-        target = epath.Path(directory) / MODEL_NAME
-        write_atomically(target, self._data)
-        self._declared.save(target.parent, self._roles)
-        return target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._data, self._declared)
 
     def _piece_bytes(self, token_id: int) -> bytes | None:
         if token_id in self._roles.special:
