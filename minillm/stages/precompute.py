@@ -31,7 +31,7 @@ from minillm.stages.precompute_spans import (
     tokenizers_of_spans,
 )
 from minillm.stages.preparation import RowsConfig, make_rows
-from minillm.stages.scoring import Scorer, compile_scorer, placed, smallest_batch
+from minillm.stages.scoring import compile_scorer, placed, smallest_batch
 from minillm.stages.training import check_row_fits
 from minillm.store import TeacherTargets, write_store
 from minillm.store.schema import SCHEMA, StoreConfig
@@ -149,17 +149,15 @@ def precompute(
     """
     reader = RowsReader(rows)
     plan = _plan(directory, config, teacher, RowsFacts.of(reader), tokenizer, devices)
-    mesh, dtype = plan.mesh, plan.dtype
-    begun = plan.begun
+    mesh, dtype, begun = plan.mesh, plan.dtype, plan.begun
+    for note in plan.notes:
+        logging.warning("%s", note)
 
     @functools.cache
     def load() -> Teacher:
-        size = (
-            plan.targets.teacher.vocab_size
-            if isinstance(plan.targets, Tokenizers)
-            else int(reader.manifest.counts["vocab_size"])
+        return load_teacher(
+            teacher, vocab_size=plan.vocab_size, seed=config.seed, mesh=mesh, dtype=dtype
         )
-        return load_teacher(teacher, vocab_size=size, seed=config.seed, mesh=mesh, dtype=dtype)
 
     # Hashing the files is worth it only where there is something to compare with.
     known = fingerprint_of_files(teacher, dtype) if begun else None
@@ -167,19 +165,29 @@ def precompute(
         known = known or load().fingerprint
     if finished_store(directory, begun, known) and begun is not None:
         return begun
+    batch_size = config.batch_size or _batch_size_of(begun, mesh)
     if isinstance(plan.targets, Tokenizers):
         return precompute_spans(
             directory,
             reader,
-            load(),
             plan.targets,
+            plan.model,
+            load,
             mesh=mesh,
-            batch_size=config.batch_size,
+            batch_size=batch_size,
             rows_per_shard=config.rows_per_shard,
             description=description,
         )
-    model, store = plan.targets
-    scorer = _scorer(config, mesh, model, store, len(reader), begun)
+    store = plan.targets
+    scorer = compile_scorer(
+        plan.model,
+        mesh,
+        row_length=store.row_length,
+        rows=len(reader),
+        candidates=store.candidates,
+        vocab_size=store.vocab_size,
+        batch_size=batch_size,
+    )
     params = placed(nnx.to_pure_dict(nnx.state(load().model)), mesh)
 
     def score(batch: Mapping[str, np.ndarray]) -> TeacherTargets:
@@ -203,15 +211,21 @@ class _Plan(NamedTuple):
     """What to run and where.
 
     Attributes:
-        targets: the tokenizers, where likelihoods of spans are to be written; the teacher and the
-            store of its candidates, where those are.
+        model: the teacher's.
+        vocab_size: ids that it will be given.
+        targets: the tokenizers, where likelihoods of spans are to be written; the store, where
+            candidates are.
         begun: what is there of the store.
+        notes: what the user should know of the two vocabularies.
     """
 
     mesh: Mesh
     dtype: Dtype
-    targets: Tokenizers | tuple[ModelConfig, StoreConfig]
+    model: ModelConfig
+    vocab_size: int
+    targets: Tokenizers | StoreConfig
     begun: Manifest | None
+    notes: tuple[str, ...]
 
 
 def _plan(
@@ -234,21 +248,22 @@ def _plan(
     dtype = config.dtype or ("float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16")
     _check_batch_size(config.batch_size, mesh)
     shard = config.rows_per_shard
-    tokenizers = tokenizers_of_spans(config.targets, teacher, rows, tokenizer)
-    if tokenizers is not None:
+    found = tokenizers_of_spans(config.targets, teacher, rows, tokenizer)
+    if found is not None:
+        tokenizers, notes = found
+        size = tokenizers.teacher.vocab_size
+        model, _ = describe_teacher(teacher, vocab_size=size, dtype=dtype)
         begun = check_spans(directory, rows, tokenizers, rows_per_shard=shard)
-        return _Plan(mesh, dtype, tokenizers, begun)
+        return _Plan(mesh, dtype, model, size, tokenizers, begun, notes)
     model, own = describe_teacher(teacher, vocab_size=rows.vocab_size, dtype=dtype)
     check_row_fits(model, rows.row_length, name="teacher's ")
     check_divides("rows.row_length", rows.row_length, mesh, axes.LENGTH)
-    kept = (
-        model.vocab_size
-        if own is None
-        else _shared_vocabulary(own, model.vocab_size, teacher, rows, tokenizer)
-    )
+    kept, notes = model.vocab_size, ()
+    if own is not None:
+        kept, notes = _shared_vocabulary(own, model.vocab_size, teacher, rows, tokenizer)
     store = StoreConfig(min(config.candidates, kept), kept, rows.row_length, shard)
     begun = None if directory is None else found_store(directory, SCHEMA, store, rows.inputs)
-    return _Plan(mesh, dtype, (model, store), begun)
+    return _Plan(mesh, dtype, model, rows.vocab_size, store, begun, notes)
 
 
 def _all_devices() -> list[jax.Device]:
@@ -262,8 +277,10 @@ def _shared_vocabulary(
     teacher: str,
     rows: RowsFacts,
     tokenizer_path: epath.PathLike | None,
-) -> int:
-    """How many of the teacher's logits are for the rows' ids: the first so many, the rest is cut.
+) -> tuple[int, tuple[str, ...]]:
+    """How many of the teacher's logits are for the rows' ids, and notes on those that are not.
+
+    They are the first so many; the rest is cut off.
 
     Raises:
         UserError: the teacher's tokenizer and the rows' do not mean the same by an id.
@@ -280,9 +297,8 @@ def _shared_vocabulary(
             fix="give the tokenizer of the rows, or pack the text with the teacher's",
         )
     found = compare(made_with, own, logits).require_same(teacher)
-    if note := found.note(teacher):
-        logging.warning("%s", note)
-    return found.kept
+    note = found.note(teacher)
+    return found.kept, (note,) if note else ()
 
 
 def _check_batch_size(size: int | None, mesh: Mesh) -> None:
@@ -298,25 +314,12 @@ def _check_batch_size(size: int | None, mesh: Mesh) -> None:
         )
 
 
-def _scorer(
-    config: PrecomputeConfig,
-    mesh: Mesh,
-    model: ModelConfig,
-    store: StoreConfig,
-    rows: int,
-    begun: Manifest | None,
-) -> Scorer:
-    size = config.batch_size
-    if size is None and begun is not None and begun.shards:
-        # Another batch could round otherwise; the shards of a store should not differ in that.
-        before = int(begun.measured.get("batch_size", 0))
-        size = before if before and before % smallest_batch(mesh) == 0 else None
-    return compile_scorer(
-        model,
-        mesh,
-        row_length=store.row_length,
-        rows=rows,
-        candidates=store.candidates,
-        vocab_size=store.vocab_size,
-        batch_size=size,
-    )
+def _batch_size_of(begun: Manifest | None, mesh: Mesh) -> int | None:
+    """That of a store's shards so far, where this mesh can have it.
+
+    Another batch could round otherwise; the shards of a store should not differ in that.
+    """
+    if begun is None or not begun.shards:
+        return None
+    before = int(begun.measured.get("batch_size", 0))
+    return before if before and before % smallest_batch(mesh) == 0 else None

@@ -6,34 +6,40 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from minillm.core import axes, hosts
+from minillm.core import hosts
 from minillm.core.errors import UserError
 from minillm.core.manifest import Manifest
-from minillm.core.sharding import rounded_up, shard_batch
 from minillm.data.alignment import AlignedTokens, align_row
 from minillm.data.load_tokenizer import load_tokenizer
 from minillm.data.rows import RowsReader
 from minillm.data.tokenizer_protocol import Tokenizer
 from minillm.data.vocabulary import Verdict, compare
 from minillm.model.config import ModelConfig
-from minillm.model.functional import ModelFunction, Params
+from minillm.model.functional import Params
 from minillm.model.transformer import Transformer
 from minillm.stages.precompute_output import RowsFacts, found_store
-from minillm.stages.scoring import by_turns, placed, positions_at_a_time
+from minillm.stages.scoring import (
+    INPUTS,
+    Batch,
+    Scorer,
+    by_turns,
+    compile_reading,
+    placed,
+    sizes_that_pay,
+    smallest_batch,
+)
 from minillm.store import SpanStoreConfig, SpanTargets, span_targets, write_span_store
 from minillm.store.schema import SPAN_SCHEMA
-from minillm.teachers import MOCK, Teacher, describe_teacher, require_decoder
+from minillm.teachers import MOCK, Teacher, describe_teacher
 
 # Rows of the teacher's tokens are as long as a batch needs, in steps that keep programs few.
 _LENGTH_STEP = 64
-_ROWS_AT_A_TIME = 8
-# Weights that did best in `launch/benchmark.py cross_tokenizer`.
+# Those whose students `launch/benchmark.py cross_tokenizer` shows.
 _WEIGHTS = {"cross_entropy": 1.0, "distillation": 0.0, "span_likelihoods": 3.0}
 
 
@@ -46,8 +52,8 @@ class Tokenizers(NamedTuple):
 
 def tokenizers_of_spans(
     targets: str, teacher: str, rows: RowsFacts, tokenizer_path: epath.PathLike | None
-) -> Tokenizers | None:
-    """The tokenizers to align, where the targets are to be spans; None where they are not.
+) -> tuple[Tokenizers, tuple[str, ...]] | None:
+    """The tokenizers to align, and notes, where the targets are to be spans; else None.
 
     Args:
         targets: as in `PrecomputeConfig`. By "auto" they are spans where the rows' tokenizer is
@@ -72,23 +78,23 @@ def tokenizers_of_spans(
         )
     found = Tokenizers(made_with, own or made_with)
     if targets == "spans":
-        return found
+        return found, ()
     verdict = compare(found.rows, found.teacher, found.teacher.vocab_size)
     if verdict.verdict is not Verdict.DIFFERENT:
         return None
-    logging.warning(
-        "%s has another tokenizer than the rows (%s): its targets are likelihoods of spans",
-        teacher,
-        verdict.differences[0],
+    note = (
+        f"{teacher} has another tokenizer than the rows ({verdict.differences[0]}): "
+        "its targets are likelihoods of spans"
     )
-    return found
+    return found, (note,)
 
 
 def precompute_spans(
     directory: epath.PathLike,
     rows: RowsReader,
-    teacher: Teacher,
     tokenizers: Tokenizers,
+    config: ModelConfig,
+    load: Callable[[], Teacher],
     *,
     mesh: Mesh,
     batch_size: int | None,
@@ -101,11 +107,20 @@ def precompute_spans(
     longer than its `max_length` it reads the beginning, and what is left is in no span.
 
     Args:
-        batch_size: rows at a time; None takes eight, or as few more as the mesh shares evenly.
+        config: of the teacher.
+        load: loads it, once it is known that a batch fits.
+        batch_size: rows at a time over all hosts; None takes as many as pay. Where the teacher's
+            tokens make them too long for that, they are read in parts that fit.
+
+    Raises:
+        UserError: not even the fewest rows fit.
     """
-    size = batch_size or rounded_up(_ROWS_AT_A_TIME, mesh, axes.BATCH)
-    config = require_decoder(teacher.config)
-    read = _reader_of(teacher, config, mesh, tokenizers.teacher.vocab_size)
+    size = batch_size or sizes_that_pay(mesh, rows.row_length, len(rows))[0]
+    read = SpanReader(config, mesh, tokenizers.teacher.vocab_size, size)
+    # How long the teacher's rows get is not known yet; mostly it is about as long as these.
+    read.scorer(_whole_steps(rows.row_length))
+    teacher = load()
+    params = placed(nnx.to_pure_dict(nnx.state(teacher.model)), mesh)
 
     def score(batch: Mapping[str, np.ndarray]) -> SpanTargets:
         aligned = [
@@ -116,7 +131,7 @@ def precompute_spans(
             )
             for index in range(len(batch["tokens"]))
         ]
-        found = read(packed(aligned))
+        found = read(params, packed(aligned))
         length = batch["tokens"].shape[1]
         targets = [
             span_targets(one.spans, values, length)
@@ -130,7 +145,7 @@ def precompute_spans(
         score,
         teacher_fingerprint=teacher.fingerprint,
         teacher_tokenizer_fingerprint=tokenizers.teacher.fingerprint,
-        batch_size=size,
+        batch_size=size // hosts.count(),
         rows_per_shard=rows_per_shard,
         description=description,
     )
@@ -146,9 +161,8 @@ def check_spans(
     """What the directory, where it is known, holds of a store of spans.
 
     Raises:
-        UserError: several hosts, or a directory that holds something else.
+        UserError: a directory that holds something else.
     """
-    hosts.require_one_host("precomputing likelihoods of spans")
     if directory is None:
         return None
     config = SpanStoreConfig(rows.row_length, rows_per_shard)
@@ -157,38 +171,73 @@ def check_spans(
 
 
 def packed(aligned: Sequence[AlignedTokens]) -> dict[str, np.ndarray]:
-    """The teacher's tokens, segment ids and positions as rows of one length, padded with 0."""
+    """The teacher's tokens, segment ids and positions as rows of one length, padded with 0.
+
+    All hosts, which read them together, come to the same length.
+    """
     longest = max(len(one.tokens) for one in aligned)
-    length = max(_LENGTH_STEP, -(-longest // _LENGTH_STEP) * _LENGTH_STEP)
+    told = hosts.gathered(_whole_steps(longest).to_bytes(8))
+    length = max(int.from_bytes(each) for each in told)
     return {
         name: np.stack(
             [np.pad(getattr(one, name), (0, length - len(one.tokens))) for one in aligned]
         )
-        for name in ("tokens", "segment_ids", "positions")
+        for name in INPUTS
     }
 
 
-def _reader_of(
-    teacher: Teacher, config: ModelConfig, mesh: Mesh, vocab_size: int
-) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
-    """From rows of the teacher's tokens to the log-likelihood of each, compiled once a length."""
-    function = ModelFunction(config)
-    params = placed(nnx.to_pure_dict(nnx.state(teacher.model)), mesh)
+def _whole_steps(length: int) -> int:
+    return max(1, -(-length // _LENGTH_STEP)) * _LENGTH_STEP
 
-    @jax.jit
-    def score(params: Params, rows: dict[str, Array]) -> Array:
-        model = function.bind(params)
-        hidden = model.hidden(
-            rows["tokens"], segment_ids=rows["segment_ids"], positions=rows["positions"]
-        )
-        at_a_time = positions_at_a_time(mesh, hidden.shape[0])
-        return log_likelihoods(model, hidden, rows["tokens"], at_a_time, vocab_size)
 
-    def read(rows: dict[str, np.ndarray]) -> np.ndarray:
-        with jax.set_mesh(mesh):
-            return np.asarray(score(params, shard_batch(rows, mesh)))
+class SpanReader:
+    """A teacher over rows of its own tokens, compiled once a length, for as many as fit.
 
-    return read
+    Args:
+        batch_size: the most rows at a time, over all hosts.
+    """
+
+    def __init__(self, config: ModelConfig, mesh: Mesh, vocab_size: int, batch_size: int) -> None:
+        self._config = config
+        self._mesh = mesh
+        self._vocab_size = vocab_size
+        self._sizes = _halves(batch_size, smallest_batch(mesh))
+        self._scorers: dict[int, Scorer] = {}
+
+    def scorer(self, length: int) -> Scorer:
+        """The computation for rows of a length.
+
+        Raises:
+            UserError: not even the fewest rows of that length fit.
+        """
+
+        def reading(model: Transformer, hidden: Array, batch: Batch, at_a_time: int) -> Array:
+            return log_likelihoods(model, hidden, batch["tokens"], at_a_time, self._vocab_size)
+
+        if length not in self._scorers:
+            self._scorers[length] = compile_reading(
+                self._config, self._mesh, reading, row_length=length, sizes=self._sizes
+            )
+        return self._scorers[length]
+
+    def __call__(self, params: Params, rows: Mapping[str, np.ndarray]) -> Float[np.ndarray, "B T"]:
+        """The log-likelihood of each token of this host's rows; every host calls this at once."""
+        count, length = rows["tokens"].shape
+        scorer = self.scorer(length)
+        step = scorer.rows_of_a_host
+        parts = [
+            scorer(params, {name: array[first : first + step] for name, array in rows.items()})
+            for first in range(0, count, step)
+        ]
+        return np.concatenate(parts)
+
+
+def _halves(size: int, smallest: int) -> list[int]:
+    """`size` and what comes of halving it, as far as that is a multiple of `smallest`."""
+    sizes = [size]
+    while sizes[-1] % (2 * smallest) == 0:
+        sizes.append(sizes[-1] // 2)
+    return sizes
 
 
 def log_likelihoods(

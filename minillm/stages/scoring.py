@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from minillm.model.transformer import Transformer
 from minillm.store import TeacherTargets, top_candidates
 
 Batch = dict[str, Any]
+# From a model, its hidden states [B, T, D], the batch, and the number of positions whose logits may
+# exist at a time, to arrays of [B, T, …].
+Reading = Callable[[Transformer, Array, Batch, int], Any]
 INPUTS = ("tokens", "segment_ids", "positions")
 # Tokens that a device takes at a time where nobody says: with more it gets no faster.
 ENOUGH_TOKENS = {"cpu": 2048, "gpu": 32_768, "tpu": 32_768}
@@ -33,10 +36,10 @@ _POSITIONS_AT_A_TIME = 128
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """A teacher's targets for batches of `batch_size` rows over all hosts.
+    """A teacher's reading of batches of `batch_size` rows over all hosts.
 
     Attributes:
-        compiled: from parameters, laid out by `placed`, and a batch on the mesh to targets.
+        compiled: from parameters, laid out by `placed`, and a batch on the mesh to what is read.
         needed: bytes of a device's memory that it takes, weights and batch included.
     """
 
@@ -50,8 +53,8 @@ class Scorer:
         """How many rows each host gives at a time."""
         return self.batch_size // jax.process_count()
 
-    def __call__(self, params: Params, rows: Mapping[str, np.ndarray]) -> TeacherTargets:
-        """Targets of this host's rows, in numpy; every host calls this at the same time."""
+    def __call__(self, params: Params, rows: Mapping[str, np.ndarray]) -> Any:
+        """What is read of this host's rows, in numpy; every host calls this at the same time."""
         # All rows to all hosts, integers all: the devices of one row may be on several of them.
         whole = hosts.joined({name: rows[name] for name in INPUTS})
         sharding = _row_sharding(self.mesh)
@@ -59,11 +62,9 @@ class Scorer:
             name: jax.make_array_from_callback(part.shape, sharding, part.__getitem__)
             for name, part in whole.items()
         }
-        targets = self.compiled(params, on_mesh)
-        first = jax.process_index() * self.rows_of_a_host
-        return TeacherTargets(
-            *(hosts.local_rows(part, first, self.rows_of_a_host) for part in targets)
-        )
+        first, count = jax.process_index() * self.rows_of_a_host, self.rows_of_a_host
+        found = self.compiled(params, on_mesh)
+        return jax.tree.map(lambda part: hosts.local_rows(part, first, count), found)
 
 
 def compile_scorer(
@@ -77,11 +78,7 @@ def compile_scorer(
     batch_size: int | None,
     memory: int | None = None,
 ) -> Scorer:
-    """The teacher's computation for `batch_size` rows, or for as many as pay and fit.
-
-    Nothing is loaded and nothing run: the compiler says what a batch would take. Sizes are powers
-    of two times the smallest that the mesh and the hosts share evenly, at most what `rows` need,
-    and at most ENOUGH_TOKENS a device.
+    """The teacher's `TeacherTargets` of `batch_size` rows, or of as many as pay and fit.
 
     Args:
         config: of the teacher; its parameters come in the compute dtype.
@@ -92,14 +89,42 @@ def compile_scorer(
     Raises:
         UserError: the batch does not fit, or not even the smallest; says what it takes.
     """
+
+    def reading(model: Transformer, hidden: Array, batch: Batch, at_a_time: int) -> TeacherTargets:
+        return targets_of(model, hidden, candidates, at_a_time, vocab_size)
+
+    sizes = [batch_size] if batch_size else sizes_that_pay(mesh, row_length, rows)
+    return compile_reading(config, mesh, reading, row_length=row_length, sizes=sizes, memory=memory)
+
+
+def compile_reading(
+    config: ModelConfig,
+    mesh: Mesh,
+    reading: Reading,
+    *,
+    row_length: int,
+    sizes: Sequence[int],
+    memory: int | None = None,
+) -> Scorer:
+    """The computation for the first of these numbers of rows that fits.
+
+    Nothing is loaded and nothing run: the compiler says what a batch would take.
+
+    Args:
+        config: of the teacher; its parameters come in the compute dtype.
+        sizes: multiples of `smallest_batch`, falling.
+        memory: bytes of each device; None asks the devices.
+
+    Raises:
+        UserError: not even the last fits; says what it takes.
+    """
     memory = device_memory(mesh) if memory is None else memory
-    sizes = [batch_size] if batch_size else _sizes(mesh, row_length, rows)
     needed: int | None = None
     for size in sizes:
-        compiled, needed = _compiled(config, mesh, row_length, candidates, vocab_size, size)
+        compiled, needed = _compiled(config, mesh, reading, row_length, size)
         if compiled is not None and (memory is None or needed <= memory):
             return Scorer(compiled, mesh, size, needed)
-    raise _too_large(config, mesh, row_length, sizes[-1], needed, memory, batch_size)
+    raise _too_large(config, mesh, row_length, sizes, needed, memory)
 
 
 def compile_logits(
@@ -128,13 +153,18 @@ def smallest_batch(mesh: Mesh) -> int:
 
 
 def device_memory(mesh: Mesh) -> int | None:
-    """Bytes that a device's computation may take; None where the device does not say."""
+    """Bytes that a device's computation may take; None where no device says.
+
+    The least of all hosts, which have to come to the same batch: on CPU each has its own.
+    """
     device = mesh.local_devices[0]
     share = SHARE.get(device.platform, 0.9)
     if device.platform == "cpu":
-        return int(share * _available_on_host()) // len(mesh.local_devices)
-    stats = device.memory_stats() or {}
-    return int(share * stats["bytes_limit"]) if "bytes_limit" in stats else None
+        there = _available_on_host() // len(mesh.local_devices)
+    else:
+        there = (device.memory_stats() or {}).get("bytes_limit", 0)
+    told = [int.from_bytes(each) for each in hosts.gathered(int(share * there).to_bytes(8))]
+    return min((each for each in told if each), default=None)
 
 
 def _available_on_host() -> int:
@@ -147,8 +177,12 @@ def _available_on_host() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _sizes(mesh: Mesh, row_length: int, rows: int) -> list[int]:
-    """What to try, the largest first: mostly it fits, and is then the one that is compiled."""
+def sizes_that_pay(mesh: Mesh, row_length: int, rows: int) -> list[int]:
+    """What to try, the largest first: mostly it fits, and is then the one that is compiled.
+
+    Powers of two times the smallest that the mesh and the hosts share evenly, at most what `rows`
+    need, and at most ENOUGH_TOKENS a device.
+    """
     smallest = smallest_batch(mesh)
     shards = rounded_up(1, mesh, axes.BATCH)
     enough = ENOUGH_TOKENS.get(mesh.local_devices[0].platform, ENOUGH_TOKENS["gpu"])
@@ -159,20 +193,19 @@ def _sizes(mesh: Mesh, row_length: int, rows: int) -> list[int]:
 
 
 def _compiled(
-    config: ModelConfig, mesh: Mesh, row_length: int, candidates: int, vocab_size: int, size: int
+    config: ModelConfig, mesh: Mesh, reading: Reading, row_length: int, size: int
 ) -> tuple[jax.stages.Compiled | None, int]:
     """The computation for `size` rows, and the bytes it takes; without it, at least so many."""
     function = ModelFunction(config)
     params, batch = _abstract(function, mesh, size, row_length)
     at_a_time = positions_at_a_time(mesh, size)
 
-    def score(params: Params, batch: Batch) -> TeacherTargets:
+    def score(params: Params, batch: Batch) -> Any:
         model, hidden = _read(function, params, batch)
-        return targets_of(model, hidden, candidates, at_a_time, vocab_size)
+        return reading(model, hidden, batch, at_a_time)
 
-    layouts = TeacherTargets(_row_sharding(mesh), _row_sharding(mesh), _row_sharding(mesh))
     with jax.set_mesh(mesh):
-        lowered = jax.jit(score, out_shardings=layouts).lower(params, batch)
+        lowered = jax.jit(score, out_shardings=_row_sharding(mesh)).lower(params, batch)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -272,23 +305,23 @@ def _too_large(
     config: ModelConfig,
     mesh: Mesh,
     row_length: int,
-    size: int,
+    sizes: Sequence[int],
     needed: int | None,
     memory: int | None,
-    batch_size: int | None,
 ) -> UserError:
     dtype = config.compute_dtype
     weights = _bytes_of(ModelFunction(config).abstract(mesh, dtype))
     advice = ["mesh.fsdp or mesh.tensor to share the weights among more devices"]
-    if batch_size:
+    asked = sizes[-1] > smallest_batch(mesh)
+    if asked:
         advice.insert(0, "a smaller batch_size, or none to have it found")
     if dtype == "float32":
         advice.append("dtype=bfloat16")
     advice.append("shorter rows (rows.row_length)")
     there = "less" if memory is None else f"{_gib(memory)} to plan with"
     return UserError(
-        field="batch_size" if batch_size else "memory",
-        got=f"{_gib(needed or weights)} a device for batches of {size} rows of {row_length} "
+        field="batch_size" if asked else "memory",
+        got=f"{_gib(needed or weights)} a device for batches of {sizes[-1]} rows of {row_length} "
         f"tokens, {_gib(weights)} of it weights in {dtype}",
         wanted=f"what a device has: {there}",
         fix="try " + ", or ".join(advice),
