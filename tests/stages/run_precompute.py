@@ -1,9 +1,9 @@
-"""Run by test_precompute.py once a process: targets of the rows in argv[1], into argv[2]."""
+"""Run by test_precompute.py once a process: what `precompute` makes of the folders in argv[1], a
+JSON object, in argv[2]."""
 
 import json
 import sys
 import time
-from pathlib import Path
 
 from minillm.core import hosts
 from minillm.core.sharding import MeshConfig
@@ -13,7 +13,7 @@ from tests.stages.precompute_inputs import ROWS_PER_SHARD
 
 
 def main() -> None:
-    work, output, together, sizes, pause = sys.argv[1:]
+    folders, output, together, sizes, pause = sys.argv[1:]
     if together == "together":
         hosts.join_hosts()
     score = Scorer.__call__
@@ -31,8 +31,7 @@ def main() -> None:
             rows_per_shard=ROWS_PER_SHARD,
             mesh=MeshConfig(**json.loads(sizes)),
         ),
-        teacher=str(Path(work) / "teacher"),
-        rows=Path(work) / "rows",
+        **json.loads(folders),
     )
     print(made.fingerprint)
 

@@ -2,12 +2,8 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +19,7 @@ from minillm.stages import precompute as stage
 from minillm.stages.precompute import PrecomputeConfig, precompute, rows_for
 from minillm.stages.preparation import RowsConfig
 from minillm.store import StoreReader
+from tests.stages.precompute_hosts import finish, start, start_pair
 from tests.stages.precompute_inputs import ROW_LENGTH, ROWS_PER_SHARD, write_inputs, write_teacher
 from tests.tolerances import STORED
 
@@ -188,40 +185,6 @@ def test_bfloat16_targets_are_near_and_another_teacher(work, store, tmp_path):
     assert np.array_equal(np.isfinite(mine), stored)
     # bfloat16 keeps eight bits of a number.
     assert 1e-4 < np.abs(mine[stored] - theirs[stored]).mean() < 2**-4
-
-
-def start(work, output, sizes, *, pause=0.0, devices=1, **variables):
-    mode = "together" if variables else "alone"
-    command = [sys.executable, "-m", "tests.stages.run_precompute", work, output, mode]
-    return subprocess.Popen(
-        [*map(str, command), json.dumps(sizes), str(pause)],
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            **variables,
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def start_pair(work, output, sizes, **options):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    return [
-        start(work, output, sizes, **options, **shared, JAX_PROCESS_ID=str(index))
-        for index in (0, 1)
-    ]
-
-
-def finish(process):
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    return out.splitlines()[-1], err
 
 
 @pytest.mark.slow

@@ -4,17 +4,19 @@ import itertools
 import json
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
 from minillm.core.errors import UserError
 from minillm.core.manifest import read_manifest
+from minillm.core.sharding import MeshConfig, make_mesh
 from minillm.data.corpus import Example
 from minillm.data.rows import RowsReader
 from minillm.data.tokenizer import BPETokenizer
-from minillm.stages import evaluation, training
-from minillm.stages.precompute import PrecomputeConfig, precompute
-from minillm.stages.precompute_spans import weights_for
+from minillm.stages import evaluation, scoring, training
+from minillm.stages.precompute import PrecomputeConfig, precompute, rows_for
+from minillm.stages.precompute_spans import SpanReader, weights_for
 from minillm.stages.preparation import RowsConfig, make_rows
 from minillm.stages.training import RunConfig, run_training
 from minillm.stages.transfer import TransferConfig, transfer
@@ -25,6 +27,7 @@ from minillm.train.loop import LoopConfig
 from minillm.train.optimizer import OptimizerConfig
 from minillm.train.step import LossConfig
 from tests.stages import tiny
+from tests.stages.precompute_hosts import finish, start_pair
 from tests.tolerances import TOLERANCES
 
 CONFIG = PrecomputeConfig(batch_size=4, rows_per_shard=8)
@@ -127,6 +130,71 @@ def test_stored_spans_are_those_of_the_teacher_reading_each_document_alone(work,
         assert np.all(np.abs(values - expected) <= bound)
         spans, longer = spans + np.count_nonzero(lengths), longer + np.count_nonzero(lengths > 1)
     assert spans > 300 and longer > 30 and cut > 2
+
+
+def assert_same_spans(found, wanted):
+    """Stores of the same spans, their likelihoods up to rounding, in float16 too."""
+    found, wanted = StoreReader(found), StoreReader(wanted)
+    assert len(found) == len(wanted)
+    for index in range(len(wanted)):
+        (lengths, values), (theirs, expected) = found[index].targets, wanted[index].targets
+        np.testing.assert_array_equal(lengths, theirs)
+        bound = 2 * error_bound(expected) + lengths * TOLERANCES["float32"].logits
+        assert np.all(np.abs(values - expected) <= bound)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"data": 2}, {"tensor": 2}], ids=str)
+def test_two_hosts_write_the_spans_of_one(work, store, tmp_path, sizes):
+    inputs = {"teacher": "model", "rows": "student-rows", "tokenizer": "student"}
+    pair = start_pair(work, tmp_path / "pair", sizes, inputs=inputs)
+    assert len({finish(process)[0] for process in pair}) == 1
+    assert_same_spans(tmp_path / "pair", store)
+
+
+def needed(work, rows, length=64):
+    """Bytes in which the teacher reads so many rows of its own tokens."""
+    vocab_size = BPETokenizer.load(work / "teacher").vocab_size
+    config = replace(tiny.MODEL, vocab_size=vocab_size)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    return SpanReader(config, mesh, vocab_size, rows).scorer(length).needed
+
+
+def test_rows_that_do_not_fit_at_once_are_read_in_parts(work, store, tmp_path, monkeypatch):
+    sizes = []
+    call = scoring.Scorer.__call__
+
+    def told(self, params, rows):
+        sizes.append((self.batch_size, len(rows["tokens"])))
+        return call(self, params, rows)
+
+    monkeypatch.setattr(scoring.Scorer, "__call__", told)
+    memory = needed(work, 2)
+    assert needed(work, 4) > memory
+    monkeypatch.setattr(scoring, "device_memory", lambda mesh: memory)
+    compute(work, tmp_path / "parts")
+    # The teacher's rows are 64 tokens long, or longer: then fewer fit.
+    assert (2, 2) in sizes and max(sizes) == (2, 2)
+    assert_same_spans(tmp_path / "parts", store)
+
+
+def test_a_teacher_of_which_no_row_fits_is_refused_before_it_is_loaded(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "device_memory", lambda mesh: 100_000)
+    monkeypatch.setattr("minillm.stages.precompute.load_teacher", None)
+    with pytest.raises(UserError, match="memory: got .* batches of 1 rows of 64 tokens"):
+        compute(work, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_another_tokenizer_is_said_once(work, tmp_path, caplog):
+    text = tmp_path / "text.txt"
+    text.write_text("3 plus 4:\nequals 7, größer.\n")
+    options = {"teacher": str(work / "model"), "tokenizer_path": str(work / "student")}
+    rows, tokenizer = rows_for(
+        str(text), CONFIG, packed=tmp_path / "rows", output=tmp_path / "store", **options
+    )
+    compute(work, tmp_path / "store", rows=rows, tokenizer=tokenizer)
+    assert caplog.text.count("another tokenizer than the rows") == 1
 
 
 def lines(directory):
