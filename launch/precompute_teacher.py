@@ -36,7 +36,9 @@ def main(argv: Sequence[str]) -> None:
         output=OUTPUT.value,
     )
     made = precompute(OUTPUT.value, config, teacher=TEACHER.value, rows=rows, tokenizer=tokenizer)
-    print(f"store: {OUTPUT.value} ({made.counts['rows']} rows, {made.schema})")
+    counts = made.counts
+    size = f"{counts['bytes'] / counts['tokens']:.1f} bytes a token"
+    print(f"store: {OUTPUT.value} ({made.schema}, {counts['rows']} rows, {size})")
     print(
         "distil: python launch/knowledge_transfer.py "
         f"--teacher_store {OUTPUT.value} --train_data {rows} --tokenizer_path {tokenizer} "

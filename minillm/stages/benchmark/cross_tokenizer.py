@@ -132,6 +132,9 @@ def benchmark_cross_tokenizer(
         teachers[name] = (function, params)
     rows |= _other_targets(rows, *teachers["other"], student_tokenizer, teacher_tokenizer)
     rows |= _same_targets(rows, *teachers["same"])
+    spans = rows["span_ids"].max(axis=1).sum()
+    length = np.count_nonzero(rows["span_ids"]) / spans
+    print(f"a span is {length:.2f} of the students' tokens", flush=True)
     function = ModelFunction(_model(sizes.student_width, 2, student_tokenizer.vocab_size))
     for method in methods:
         trainer = Trainer(function, method, sizes.student_steps, sizes.batch_size)
