@@ -257,17 +257,21 @@ def _check_weights(loss: LossConfig, source: Any) -> None:
     """Raise UserError unless each kind of store has its term in the loss, and no other has one."""
     stores = source.stores if isinstance(source, JoinedRows) else ()
     of_spans = [isinstance(store.config, SpanStoreConfig) for store in stores]
-    for name, kind, there in (
-        ("distillation", "a teacher_store of candidates", not all(of_spans)),
-        ("span_likelihoods", "a teacher_store of spans", any(of_spans)),
-    ):
+    kinds = (
+        ("distillation", "a teacher_store of candidates", not all(of_spans), 0.5),
+        ("span_likelihoods", "a teacher_store of spans", any(of_spans), 3),
+    )
+    usual = " ".join(
+        f"--config.run.loss.{name}={weight if there else 0}" for name, _, there, weight in kinds
+    )
+    for name, kind, there, _ in kinds:
         weight = getattr(loss, name)
         if there != (weight > 0):
             raise UserError(
                 field=f"loss.{name}",
                 got=f"{weight} {'with' if there else 'without'} {kind}",
                 wanted="a weight above 0 exactly where there is such a store",
-                fix="set the weight, or give or leave out the store",
+                fix=f"what goes with the stores given is {usual}",
             )
 
 

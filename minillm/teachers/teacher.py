@@ -63,6 +63,8 @@ class Teacher:
     ) -> Float[Array, "B T V"]:
         """Logits of the next token at every position, float32; attention stays in its segment.
 
+        An id outside the vocabulary gives NaN.
+
         Raises:
             UserError: the model has none; see `require_decoder`.
         """
